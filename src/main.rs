@@ -1,1 +1,6 @@
-fn main(){}
+//! Keystead's command: picks the subcommand, maps errors to exit codes.
+#![deny(unsafe_code)]
+
+mod custody;
+
+fn main() {}

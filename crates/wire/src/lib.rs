@@ -1,0 +1,16 @@
+//! The gRPC messages and services, generated from `proto/`. Nothing else lives here.
+#![forbid(unsafe_code)]
+
+/// Kubernetes KMS v2.
+pub mod kms {
+    pub mod v2 {
+        tonic::include_proto!("v2");
+    }
+}
+
+/// Keystead's admin service.
+pub mod admin {
+    pub mod v1 {
+        tonic::include_proto!("keystead.admin.v1");
+    }
+}

@@ -1,0 +1,275 @@
+//! The keyring: one cluster's generations in order, and the transitions they may make.
+//!
+//! A [`Keyring`] is the content of the store's record. Its methods change it in memory and refuse what may not be; the
+//! service persists the result before anyone sees it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::annotation::{Annotation, AnnotationError};
+use crate::context::{EnvelopeContext, WrapContext};
+use crate::hex;
+use crate::hpke_p256::P256PublicKey;
+use crate::id::{GenerationNumber, KeyId, KeyringId, NodeId, RootId, RootKind};
+use crate::secret::KeyCommitment;
+use crate::wrap::WrappedKek;
+
+/// One cluster's key: generations in ascending order, and what binds them to this node and token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keyring {
+    pub keyring: KeyringId,
+    pub node: NodeId,
+    /// Grows by one with every write; compare-and-swap goes by it.
+    pub revision: u64,
+    /// Number of the epoch secret that authenticates this record.
+    pub epoch: u64,
+    pub token: TokenIdentity,
+    pub recovery: RecoveryRoot,
+    /// Numbers handed out so far, also to generations that were rolled back: a number is never used twice.
+    pub last_number: GenerationNumber,
+    /// A rotation under way: written before the token is touched, so that what it leaves there has a name.
+    pub rotation: Option<RotationIntent>,
+    pub generations: Vec<Generation>,
+}
+
+/// The token that holds the CMKs, as it named itself at `init`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenIdentity {
+    pub serial: String,
+    pub label: String,
+}
+
+/// What `init` was told about recovery. Said explicitly either way: a keyring on one durable root is a choice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
+pub enum RecoveryRoot {
+    Declined,
+    PublicKey {
+        /// Uncompressed P-256 point.
+        #[serde(with = "hex")]
+        point: Vec<u8>,
+    },
+}
+
+/// The first journal entry of a rotation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotationIntent {
+    pub number: GenerationNumber,
+    pub key_id: KeyId,
+    /// The new CMK's `CKA_ID`: if the rotation dies, this object may be destroyed and no other.
+    pub root_id: RootId,
+    /// Unix seconds.
+    pub started: u64,
+}
+
+/// One version of the key: a CMK version, its KEK's wraps, and the key ID the apiserver stores.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Generation {
+    pub number: GenerationNumber,
+    pub key_id: KeyId,
+    pub state: GenerationState,
+    /// Unix seconds.
+    pub created: u64,
+    /// Unix seconds; absent until it was activated.
+    pub activated: Option<u64>,
+    pub commitment: KeyCommitment,
+    /// One per durable root, fixed at creation.
+    pub wraps: Vec<WrappedKek>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GenerationState {
+    /// Wrapped and stored; its key ID has not been shown to anyone.
+    Prepared,
+    /// Encrypts and decrypts. Exactly one.
+    Active,
+    /// Decrypts.
+    Retired,
+    /// Decrypts until its waiting period ends.
+    PendingDeletion,
+    /// A tombstone: its wraps are gone, its number and key ID stay taken.
+    Destroyed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransitionError {
+    #[error("a rotation to generation {0} is already under way")]
+    RotationUnderWay(GenerationNumber),
+    #[error("no rotation is under way")]
+    NoRotation,
+    #[error("generation {number} is {state:?}, not prepared")]
+    NotPrepared { number: GenerationNumber, state: GenerationState },
+    #[error(transparent)]
+    Annotation(#[from] AnnotationError),
+    #[error("the keyring is inconsistent: {0}")]
+    Inconsistent(&'static str),
+}
+
+impl Keyring {
+    pub fn generation(&self, number: GenerationNumber) -> Option<&Generation> {
+        self.generations.iter().find(|generation| generation.number == number)
+    }
+
+    /// By the full key ID: the number alone is not unique over a store's restorations.
+    pub fn by_key_id(&self, key_id: &KeyId) -> Option<&Generation> {
+        self.generations.iter().find(|generation| generation.key_id == *key_id)
+    }
+
+    pub fn active(&self) -> Option<&Generation> {
+        self.generations.iter().find(|generation| generation.state == GenerationState::Active)
+    }
+
+    pub fn prepared(&self) -> Option<&Generation> {
+        self.generations.iter().find(|generation| generation.state == GenerationState::Prepared)
+    }
+
+    pub fn recovery_key(&self) -> Option<P256PublicKey> {
+        match &self.recovery {
+            RecoveryRoot::Declined => None,
+            RecoveryRoot::PublicKey { point } => P256PublicKey::from_sec1(point).ok(),
+        }
+    }
+
+    /// What a new KEK of the rotation under way is bound to in custody.
+    pub fn wrap_context(&self, intent: &RotationIntent) -> WrapContext {
+        WrapContext {
+            keyring: self.keyring.clone(),
+            generation: intent.number,
+            key_id: intent.key_id.clone(),
+            root_kind: RootKind::Pkcs11,
+            root_id: intent.root_id.clone(),
+        }
+    }
+
+    /// Journals the start of a rotation. `key_random` and `root_random` must be fresh.
+    pub fn begin_rotation(
+        &mut self,
+        key_random: [u8; 16],
+        root_random: [u8; 16],
+        now: u64,
+    ) -> Result<RotationIntent, TransitionError> {
+        if let Some(rotation) = &self.rotation {
+            return Err(TransitionError::RotationUnderWay(rotation.number));
+        }
+        let number = self.last_number.next();
+        let intent = RotationIntent {
+            number,
+            key_id: KeyId::mint(&self.keyring, number, key_random),
+            root_id: RootId::new(&root_random).expect("16 bytes are a root ID"),
+            started: now,
+        };
+        self.last_number = number;
+        self.rotation = Some(intent.clone());
+        Ok(intent)
+    }
+
+    /// Adds the new generation as `prepared`.
+    pub fn prepare(
+        &mut self,
+        commitment: KeyCommitment,
+        wraps: Vec<WrappedKek>,
+        now: u64,
+    ) -> Result<(), TransitionError> {
+        let intent = self.rotation.as_ref().ok_or(TransitionError::NoRotation)?;
+        let generation = Generation {
+            number: intent.number,
+            key_id: intent.key_id.clone(),
+            state: GenerationState::Prepared,
+            created: now,
+            activated: None,
+            commitment,
+            wraps,
+        };
+        generation.annotation()?;
+        self.generations.push(generation);
+        Ok(())
+    }
+
+    /// Makes the prepared generation the active one and retires the one before it, in one step.
+    pub fn activate(&mut self, now: u64) -> Result<KeyId, TransitionError> {
+        let intent = self.rotation.take().ok_or(TransitionError::NoRotation)?;
+        for generation in &mut self.generations {
+            if generation.state == GenerationState::Active {
+                generation.state = GenerationState::Retired;
+            }
+        }
+        let Some(new) = self.generations.iter_mut().find(|generation| generation.number == intent.number) else {
+            return Err(TransitionError::Inconsistent("the rotation's generation is missing"));
+        };
+        if new.state != GenerationState::Prepared {
+            return Err(TransitionError::NotPrepared { number: new.number, state: new.state });
+        }
+        new.state = GenerationState::Active;
+        new.activated = Some(now);
+        Ok(new.key_id.clone())
+    }
+
+    /// Forgets a rotation that cannot be finished. Its number stays used; the root ID to destroy is returned.
+    pub fn roll_back_rotation(&mut self) -> Result<RotationIntent, TransitionError> {
+        let intent = self.rotation.take().ok_or(TransitionError::NoRotation)?;
+        self.generations
+            .retain(|generation| generation.number != intent.number || generation.state != GenerationState::Prepared);
+        Ok(intent)
+    }
+
+    /// Checks what the types alone cannot: run on every record that is read.
+    pub fn check(&self) -> Result<(), TransitionError> {
+        let wrong = |what| Err(TransitionError::Inconsistent(what));
+        if !self.generations.is_sorted_by(|a, b| a.number < b.number) {
+            return wrong("generations are not in ascending order");
+        }
+        if self.generations.iter().any(|generation| generation.number > self.last_number || generation.number.0 == 0) {
+            return wrong("a generation has a number that was never handed out");
+        }
+        if self.generations.iter().filter(|generation| generation.state == GenerationState::Active).count() > 1 {
+            return wrong("more than one generation is active");
+        }
+        if self.generations.iter().any(|generation| generation.key_id.generation() != generation.number) {
+            return wrong("a key ID names another generation");
+        }
+        if matches!((self.prepared(), &self.rotation), (Some(prepared), rotation)
+            if rotation.as_ref().is_none_or(|intent| intent.key_id != prepared.key_id))
+        {
+            return wrong("a generation is prepared without a rotation");
+        }
+        if matches!(self.recovery, RecoveryRoot::PublicKey { .. }) && self.recovery_key().is_none() {
+            return wrong("the recovery key is not a P-256 point");
+        }
+        Ok(())
+    }
+}
+
+impl Generation {
+    /// Whether data under this generation may be decrypted.
+    pub fn decrypts(&self) -> bool {
+        matches!(self.state, GenerationState::Active | GenerationState::Retired | GenerationState::PendingDeletion)
+    }
+
+    pub fn envelope_context(&self, keyring: &KeyringId) -> EnvelopeContext {
+        EnvelopeContext::new(keyring, self.number, &self.key_id)
+    }
+
+    pub fn wrap_context(&self, keyring: &KeyringId, wrap: &WrappedKek) -> WrapContext {
+        WrapContext {
+            keyring: keyring.clone(),
+            generation: self.number,
+            key_id: self.key_id.clone(),
+            root_kind: wrap.root_kind,
+            root_id: wrap.root_id.clone(),
+        }
+    }
+
+    /// The wrap by the CMK in custody.
+    pub fn custody_wrap(&self) -> Option<&WrappedKek> {
+        self.wraps.iter().find(|wrap| matches!(wrap.root_kind, RootKind::Pkcs11 | RootKind::Tpm))
+    }
+
+    /// What every Encrypt answer of this generation carries.
+    pub fn annotation(&self) -> Result<Vec<u8>, AnnotationError> {
+        Annotation { key_id: self.key_id.clone(), commitment: self.commitment, wraps: self.wraps.clone() }.encode()
+    }
+}

@@ -1,0 +1,138 @@
+//! What custody promises, whatever the device: the requests, the answers, and one variant per reaction to a failure.
+//!
+//! The server process speaks this through [`super::client`], the custodian process answers it through [`super::worker`];
+//! [`super::frames`] carries it between them. Every custodian passes tests/contract.
+
+use keystead_core::{Kek, KeyringId, NodeId, RootId, WrapContext, WrappedKek};
+use zeroize::Zeroizing;
+
+/// Names one keyring's epoch secret on one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EpochRef {
+    pub keyring: KeyringId,
+    pub node: NodeId,
+    pub number: u64,
+}
+
+/// What a key derived from an epoch secret is for: one label each, so that no key serves two purposes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EpochPurpose {
+    /// Authenticates the store's record.
+    Record,
+}
+
+/// One thing asked of custody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Which token is in use and how; opens the device if it is not open.
+    Describe,
+    /// Every token the module shows, without logging in to any.
+    ListTokens,
+    /// CMK objects of Keystead on the token, by root ID.
+    ListCmks,
+    /// Makes a new CMK under `context.root_id` and a KEK wrapped by it. The KEK's bytes come from the token's random
+    /// source mixed with the kernel's.
+    NewKek { context: WrapContext },
+    /// Opens a KEK that [`Request::NewKek`] wrapped.
+    Unwrap { context: WrapContext, wrap: Vec<u8> },
+    /// Epoch secrets that exist for this keyring and node, ascending.
+    ListEpochs { keyring: KeyringId, node: NodeId },
+    /// Makes an epoch secret; one that is there already is kept.
+    CreateEpoch(EpochRef),
+    /// A 32-byte key derived from an epoch secret for one purpose.
+    DeriveEpochKey { epoch: EpochRef, purpose: EpochPurpose },
+    /// Destroys an epoch secret; one that is gone already is fine.
+    DestroyEpoch(EpochRef),
+    /// Destroys the CMK of a rotation that was rolled back; one that is gone already is fine.
+    DestroyCmk { root_id: RootId },
+    /// Known-answer canary on a fresh session: only its failure means that the device is down.
+    Probe,
+}
+
+/// What custody answers.
+#[derive(Debug)]
+pub enum Answer {
+    Token(TokenDescription),
+    Tokens(Vec<TokenSummary>),
+    Cmks(Vec<RootId>),
+    NewKek { wrap: WrappedKek, kek: Kek },
+    Kek(Kek),
+    Epochs(Vec<u64>),
+    EpochKey(Zeroizing<[u8; 32]>),
+    Done,
+}
+
+/// The token in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenDescription {
+    pub token: TokenSummary,
+    pub module: String,
+    /// As negotiated and probed: `aes-gcm (IV by caller)`, `ecdh-p256`, `rsa-oaep (SHA-1)`, …
+    pub mechanism: String,
+    /// `sha256-hmac` or `aes-cmac`.
+    pub authentication: String,
+    pub sessions: u32,
+    /// PKCS#11 calls that reached the device since the custodian started.
+    pub device_operations: u64,
+}
+
+/// A token as it names itself; strings are trimmed, printable, at most 64 bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenSummary {
+    pub slot: u64,
+    pub label: String,
+    pub serial: String,
+    pub manufacturer: String,
+    pub model: String,
+    pub firmware: String,
+    pub initialized: bool,
+    pub pin: PinState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PinState {
+    Fine,
+    /// The next wrong PIN locks it (`CKF_USER_PIN_FINAL_TRY`).
+    FinalTry,
+    CountLow,
+    Locked,
+    NotSet,
+}
+
+/// Why custody did not answer. A variant per reaction of the caller; `detail` is safe to log and to show.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CustodyError {
+    #[error("the custodian is not running; it is restarted by itself")]
+    Gone,
+    #[error("custody did not answer in time; the custodian is being replaced")]
+    TimedOut,
+    #[error("custody has too many requests waiting")]
+    Busy,
+    #[error("the PKCS#11 module is unusable: {detail}. Check custody.module and custody.environment")]
+    ModuleUnusable { detail: String },
+    #[error("no token {wanted} is present. Run `keystead token list` to see which are")]
+    TokenMissing { wanted: String },
+    #[error("more than one token has the label {label}: set custody.token_serial instead of custody.token_label")]
+    TokenAmbiguous { label: String },
+    #[error("token {serial} rejected the user PIN{}; it will not be tried again until the PIN source changes",
+            if *final_try { " (ONE try is left)" } else { "" })]
+    PinRejected { serial: String, final_try: bool },
+    #[error("the user PIN of token {serial} is locked. Unlock it with the security officer's PIN")]
+    PinLocked { serial: String },
+    #[error("token {serial} has one PIN try left, which Keystead does not use up. Log in once by hand to reset the count")]
+    PinFinalTry { serial: String },
+    #[error("the PIN cannot be read: {detail}")]
+    PinUnreadable { detail: String },
+    #[error("the token lacks what custody needs: {detail}")]
+    Unsupported { detail: String },
+    /// The token answers but has no such CMK. An alarm, never a reason to forget the generation.
+    #[error("the token has no CMK {root_id}")]
+    CmkMissing { root_id: String },
+    #[error("the token has no epoch secret {number} for this keyring and node")]
+    EpochMissing { number: u64 },
+    /// The wrap is damaged or of another context; the canary says that the device is well.
+    #[error("the token refused the wrapped key: it is damaged or belongs elsewhere")]
+    WrapRejected,
+    #[error("the token failed: {detail}")]
+    Device { detail: String },
+}

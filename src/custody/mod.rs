@@ -1,0 +1,3 @@
+//! Custody: the CMKs and epoch secrets, behind a process boundary.
+
+pub mod contract;
