@@ -1,6 +1,11 @@
 //! Keystead's command: picks the subcommand, maps errors to exit codes.
-#![deny(unsafe_code)]
 
-mod custody;
+use std::process::ExitCode;
 
-fn main() {}
+/// Freed memory is zeroed: seeds pass through buffers of libraries that know nothing of secrets (docs/adr/0004).
+#[global_allocator]
+static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> = zeroizing_alloc::ZeroAlloc(std::alloc::System);
+
+fn main() -> ExitCode {
+    keystead::cli::run()
+}

@@ -1,0 +1,1 @@
+//! Configuration: raw file → the settings that each room owns.

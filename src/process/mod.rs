@@ -1,0 +1,1 @@
+//! The three composition roots: supervisor, server, custodian.

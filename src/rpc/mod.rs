@@ -1,0 +1,1 @@
+//! gRPC services on unix sockets: KMS v2 and admin.

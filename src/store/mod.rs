@@ -1,0 +1,1 @@
+//! The store: one crash-safe file.
