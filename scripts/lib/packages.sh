@@ -70,7 +70,7 @@ _packages_install() {
         _packages_updated=1
     fi
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get -o DPkg::Lock::Timeout=300 --quiet=2 --yes --no-install-recommends install "${packages[@]}" \
+        apt-get -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 --quiet=2 --yes --no-install-recommends install "${packages[@]}" \
         {lock}>&- >&2 || status=$?
     if [[ $status -ne 0 ]]; then
         printf 'apt-get could not install: %s\n' "${packages[*]}" >&2
