@@ -131,6 +131,12 @@ impl KeyId {
     pub fn generation(&self) -> GenerationNumber {
         self.generation
     }
+
+    /// Name of the keyring it was minted for.
+    pub fn keyring(&self) -> &str {
+        // Neither the version nor a keyring name holds a dot.
+        self.text.split('.').nth(1).unwrap_or_default()
+    }
 }
 
 impl FromStr for KeyId {

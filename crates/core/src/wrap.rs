@@ -15,7 +15,7 @@ use crate::hex;
 use crate::id::{RootId, RootKind};
 use crate::secret::Kek;
 
-/// Longest wrap read or written: an RSA-4096 OAEP wrap is 563 bytes; an annotation has 1 KiB for all of them.
+/// Longest wrap read or written: an RSA-4096 OAEP wrap is 564 bytes; an annotation has 1 KiB for all of them.
 pub const MAX_WRAP_LEN: usize = 640;
 
 /// A KEK under one root. The bytes of a kind or construction unknown here are kept as they are.
