@@ -1,3 +1,17 @@
 //! Custody: the CMKs and epoch secrets, behind a process boundary.
+//!
+//! The server process holds a [`client`], the custodian process runs a [`worker`] on one device; [`frames`] go between
+//! them. Nothing here starts a process, reads a configuration file or touches the store.
 
+pub mod client;
 pub mod contract;
+mod counters;
+mod fields;
+pub mod frames;
+pub mod pkcs11;
+pub mod settings;
+pub mod worker;
+
+pub use client::CustodyClient;
+pub use counters::OperationCount;
+pub use settings::CustodySettings;

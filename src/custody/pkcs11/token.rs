@@ -1,0 +1,201 @@
+//! A token that is logged in: its anchor session, its seats, and what a failed request means.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cryptoki::context::Pkcs11;
+use cryptoki::error::{Error, RvError};
+use cryptoki::session::UserType;
+use cryptoki::slot::Slot;
+use keystead_core::RootId;
+
+use super::canary;
+use super::failure::{Failure, describe};
+use super::latch::Latch;
+use super::module::Module;
+use super::negotiate::{Negotiated, negotiate};
+use super::session::{Operations, Session};
+use super::{pin, requests};
+use crate::custody::contract::{Answer, CustodyError, PinState, Request, TokenSummary};
+use crate::custody::settings::CustodySettings;
+
+/// Field order is drop order: the seats' sessions close before the anchor's, the last one of all logs out.
+pub(super) struct Token {
+    /// One session a seat, opened when first used. A seat is used by one thread, so its lock is never waited for.
+    seats: Vec<Mutex<Option<Session>>>,
+    pub(super) negotiated: Negotiated,
+    /// Keeps the login and the canary's key: a token logs out silently with its last session.
+    _anchor: Mutex<Session>,
+    /// The CMK used last, for a probe to try.
+    last_used: Mutex<Option<RootId>>,
+    pub(super) summary: TokenSummary,
+    pkcs11: Pkcs11,
+    slot: Slot,
+    operations: Operations,
+}
+
+/// Why a token did not answer.
+#[derive(Debug)]
+pub(super) enum Unanswered {
+    Error(CustodyError),
+    /// The canary is dead: everything has to be closed and opened again.
+    Lost(String),
+}
+
+impl Token {
+    /// Finds the token, logs in once and finds out what it can do.
+    pub(super) fn open(
+        module: &Module,
+        settings: &CustodySettings,
+        operations: &Operations,
+    ) -> Result<Self, CustodyError> {
+        let (slot, mut summary) = module.find(&settings.token)?;
+        let anchor = login(module, slot, &mut summary, settings, operations)?;
+        let pkcs11 = module.pkcs11().clone();
+        let fresh = || Session::open(&pkcs11, slot, operations);
+        let negotiated = negotiate(&anchor, &fresh, settings.mechanism).map_err(Failure::into_error)?;
+        tracing::info!(
+            serial = summary.serial,
+            mechanism = %negotiated.mechanism,
+            authentication = %negotiated.authentication,
+            "token opened"
+        );
+        Ok(Self {
+            seats: (0..settings.sessions.max(1)).map(|_| Mutex::new(None)).collect(),
+            negotiated,
+            _anchor: Mutex::new(anchor),
+            last_used: Mutex::new(None),
+            summary,
+            pkcs11,
+            slot,
+            operations: operations.clone(),
+        })
+    }
+
+    /// Serves a request, by the canary rule: a failure is the request's fault unless the canary dies of it too.
+    pub(super) fn answer(&self, seat: usize, request: &Request) -> Result<Answer, Unanswered> {
+        let mut seat = lock(&self.seats[seat % self.seats.len()]);
+        let root = requests::root(request);
+        let mut retried = false;
+        loop {
+            let session = match &mut *seat {
+                Some(session) => session,
+                None => seat.insert(self.session()?),
+            };
+            let failure = match requests::perform(self, session, request) {
+                Ok(answer) => {
+                    if let Some(root) = root {
+                        lock(&self.last_used).replace(root.clone());
+                    }
+                    return Ok(answer);
+                }
+                Err(Failure::Final(error)) => return Err(Unanswered::Error(error)),
+                Err(failure) => failure,
+            };
+            // The session is dropped before the canary's is opened: a failed operation may have poisoned it, and some
+            // tokens have no session to spare.
+            *seat = None;
+            let session = seat.insert(self.session()?);
+            if let Err(dead) = self.canary(session, root) {
+                *seat = None;
+                return Err(Unanswered::Lost(format!("{}; then {}", failure.into_error(), dead.into_error())));
+            }
+            match (failure, request) {
+                (Failure::Stale(_), _) if !retried => retried = true,
+                (Failure::Suspect(detail), Request::Unwrap { .. }) => {
+                    tracing::warn!(detail, "the token refused a wrap, and its canary is well");
+                    return Err(Unanswered::Error(CustodyError::WrapRejected));
+                }
+                (failure, _) => return Err(Unanswered::Error(failure.into_error())),
+            }
+        }
+    }
+
+    /// Whether the device is well: [`Request::Probe`].
+    pub(super) fn probe(&self) -> Result<Answer, Failure> {
+        let mut session = Session::open(&self.pkcs11, self.slot, &self.operations)?;
+        let last_used = lock(&self.last_used).clone();
+        self.canary(&mut session, last_used.as_ref())?;
+        Ok(Answer::Done)
+    }
+
+    /// Under the CMK in question where there is one, as a token that was swapped still has its session keys.
+    fn canary(&self, session: &mut Session, root: Option<&RootId>) -> Result<(), Failure> {
+        session.require_login()?;
+        if let Some(root) = root {
+            match session.cmk(root) {
+                Ok(cmk) => return canary::round_trip(session, &cmk, self.negotiated.mechanism),
+                // No key of that ID: the request itself says so, if it is true.
+                Err(Failure::Final(CustodyError::CmkMissing { .. })) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        match &self.negotiated.canary {
+            Some(canary) => canary.sing(session),
+            None => Ok(()),
+        }
+    }
+
+    fn session(&self) -> Result<Session, Unanswered> {
+        Session::open(&self.pkcs11, self.slot, &self.operations)
+            .map_err(|failure| Unanswered::Lost(failure.into_error().to_string()))
+    }
+}
+
+/// Logs in with at most one try, and only where that try cannot be the last.
+fn login(
+    module: &Module,
+    slot: Slot,
+    summary: &mut TokenSummary,
+    settings: &CustodySettings,
+    operations: &Operations,
+) -> Result<Session, CustodyError> {
+    let serial = || summary.serial.clone();
+    match summary.pin {
+        PinState::Locked => return Err(CustodyError::PinLocked { serial: serial() }),
+        PinState::NotSet => {
+            return Err(CustodyError::Unsupported { detail: "a user PIN; the token has none yet".into() });
+        }
+        PinState::Fine | PinState::CountLow | PinState::FinalTry => {}
+    }
+    let pin = pin::read(&settings.pin)?;
+    let latch = Latch::new(&settings.latch_folder);
+    if latch.holds(&summary.serial, pin.source)? {
+        return Err(CustodyError::PinRejected { serial: serial(), final_try: summary.pin == PinState::FinalTry });
+    }
+    if summary.pin == PinState::FinalTry {
+        return Err(CustodyError::PinFinalTry { serial: serial() });
+    }
+    let anchor = Session::open(module.pkcs11(), slot, operations).map_err(Failure::into_error)?;
+    let note = latch.prepare(&summary.serial, pin.source)?;
+    let code = match anchor.call().login(UserType::User, Some(&pin.value)) {
+        Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {
+            note.discard();
+            // A count that was low is full again.
+            summary.pin = PinState::Fine;
+            return Ok(anchor);
+        }
+        Err(Error::Pkcs11(code, _)) => code,
+        Err(error) => return Err(Failure::from(error).into_error()),
+    };
+    match code {
+        RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange | RvError::PinExpired | RvError::PinLocked => {
+            if let Err(error) = note.put_down() {
+                tracing::error!(%error, "a rejected PIN could not be noted: do not restart before the PIN file is right");
+            }
+            let now = module.summary(slot).map(|summary| summary.pin);
+            if matches!(code, RvError::PinLocked) || matches!(now, Ok(PinState::Locked)) {
+                return Err(CustodyError::PinLocked { serial: serial() });
+            }
+            Err(CustodyError::PinRejected { serial: serial(), final_try: matches!(now, Ok(PinState::FinalTry)) })
+        }
+        other => {
+            let error = Error::Pkcs11(other, cryptoki::context::Function::Login);
+            Err(CustodyError::Device { detail: describe(&error) })
+        }
+    }
+}
+
+/// A panic ends the process, so no poisoned lock is ever seen here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
