@@ -35,25 +35,27 @@ init_token() {
     pin=$(<"$pin_file")
 
     # softhsm2-util asks on a terminal only, so it gets one from script(1), which every Debian has.
-    local util output='' chunk reader writer pid answers status=0
+    local util output='' chunk reader writer pid answers refused='' status=0
     util=$(printf 'softhsm2-util --module %q --init-token --free --label %q' "$module" "$label")
     answers=("$so_pin" "$so_pin" "$pin" "$pin")
-    coproc TOKEN_UTIL { SHELL=/bin/bash LC_ALL=C exec script --quiet --return --command "$util" /dev/null 2>&1; }
+    coproc TOKEN_UTIL { SHELL=/bin/bash LC_ALL=C exec timeout --foreground 90 script --quiet --return --command "$util" /dev/null 2>&1; }
     pid=$TOKEN_UTIL_PID reader=${TOKEN_UTIL[0]} writer=${TOKEN_UTIL[1]}
     # Each answer follows its own prompt, so that the terminal never echoes one.
     while IFS= read -r -d ':' -t 60 -u "$reader" chunk; do
         output+="$chunk:"
         [[ $chunk == *"Please "*"enter "*" PIN" ]] || continue
         if [[ ${#answers[@]} -eq 0 ]]; then
-            # Asked once more than it should: a PIN was refused.
+            # Asked once more than it should: a PIN was refused. It would ask for ever.
+            refused=yes
+            kill "$pid"
             break
         fi
         printf '%s\n' "${answers[0]}" >&"$writer"
         answers=("${answers[@]:1}")
     done
     output+=$chunk
-    if [[ ${#answers[@]} -eq 0 ]]; then wait "$pid" || status=$?; else status=1; fi
-    if [[ $status -ne 0 ]]; then
+    wait "$pid" || status=$?
+    if [[ $status -ne 0 || -n $refused ]]; then
         printf 'Could not initialise a token with %s:\n%s\n' "$module" "${output//$'\r'/}" >&2
         return 1
     fi
