@@ -72,7 +72,8 @@ impl Annotation {
             .ok()
             .and_then(|text| text.parse().ok())
             .ok_or(AnnotationError::Malformed)?;
-        let commitment = KeyCommitment::from_bytes(reader.take(32)?.try_into().map_err(|_| AnnotationError::Malformed)?);
+        let commitment =
+            KeyCommitment::from_bytes(reader.take(32)?.try_into().map_err(|_| AnnotationError::Malformed)?);
         let wraps = (0..reader.byte()?)
             .map(|_| {
                 let root_kind = RootKind::from(reader.byte()?);

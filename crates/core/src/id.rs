@@ -160,8 +160,7 @@ impl FromStr for KeyId {
         }
         let keyring: KeyringId = keyring.parse()?;
         let generation = GenerationNumber(number.parse().map_err(|_| shape())?);
-        let random: [u8; 16] =
-            hex::decode(random).and_then(|bytes| bytes.try_into().ok()).ok_or_else(shape)?;
+        let random: [u8; 16] = hex::decode(random).and_then(|bytes| bytes.try_into().ok()).ok_or_else(shape)?;
         let id = Self::mint(&keyring, generation, random);
         if id.text != text || generation.0 == 0 {
             return Err(shape());

@@ -3,9 +3,9 @@
 //! The first byte of a wrap names its construction; everything after it is that construction's own. Which root opens it
 //! is said beside it ([`WrappedKek`]), and both are bound into it through the [`crate::WrapContext`].
 
+use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::Aes256Gcm;
 use hkdf::Hkdf;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
