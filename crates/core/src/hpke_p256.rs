@@ -4,9 +4,9 @@
 //! has two ways: with the private key at hand (again the crate), and with a device that does only the ECDH, whose
 //! shared secret [`open_with_shared_secret`] carries through the RFC's key schedule.
 
+use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::Aes256Gcm;
 use hkdf::Hkdf;
 use hpke::kem::DhP256HkdfSha256;
 use hpke::{Deserializable, Kem, OpModeR, OpModeS, Serializable};
@@ -16,10 +16,10 @@ use rand_core::CryptoRng;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::WrapContext;
 use crate::id::{RootId, RootKind};
 use crate::secret::Kek;
 use crate::wrap::{Construction, WrapError, WrappedKek};
-use crate::WrapContext;
 
 type Kdf = hpke::kdf::HkdfSha256;
 type Aead = hpke::aead::AesGcm256;
@@ -312,8 +312,7 @@ mod tests {
     fn software_after_the_devices_ecdh_opens_the_cfrgs_message() {
         let vector = vectors().into_iter().find(|vector| vector.aead == AES_256_GCM).unwrap();
         let shared = ecdh(&vector.scalar, &vector.encapsulated);
-        let (key, nonce) =
-            key_schedule(&shared, &vector.recipient, &vector.info, &vector.encapsulated, AES_256_GCM);
+        let (key, nonce) = key_schedule(&shared, &vector.recipient, &vector.info, &vector.encapsulated, AES_256_GCM);
         let (ciphertext, tag) = vector.ciphertext.split_last_chunk::<16>().unwrap();
         let mut opened = ciphertext.to_vec();
         Aes256Gcm::new((&*key).into())
@@ -325,8 +324,7 @@ mod tests {
     #[test]
     fn hpke_crate_seals_and_opens_the_published_messages() {
         fn check<A: hpke::aead::Aead>(vector: &Vector) {
-            let recipient =
-                <DhP256HkdfSha256 as Kem>::PublicKey::from_bytes(vector.recipient.as_sec1()).unwrap();
+            let recipient = <DhP256HkdfSha256 as Kem>::PublicKey::from_bytes(vector.recipient.as_sec1()).unwrap();
             let mut rng = Scripted(vector.ikm.clone());
             let (encapsulated, ciphertext) = hpke::single_shot_seal_with_rng::<A, Kdf, DhP256HkdfSha256>(
                 &OpModeS::Base,
@@ -387,7 +385,8 @@ mod tests {
         let [one, two, _] = vectors().try_into().ok().unwrap();
         let context = context();
         let kek = Kek::take(&mut [0x42; 32]);
-        let Construction::HpkeP256 { encapsulated, sealed } = one.recipient.seal(&context, &kek, &mut Scripted(one.ikm))
+        let Construction::HpkeP256 { encapsulated, sealed } =
+            one.recipient.seal(&context, &kek, &mut Scripted(one.ikm))
         else {
             panic!("a public key seals by HPKE");
         };

@@ -245,9 +245,12 @@ impl Keyring {
             return wrong("a key ID names another keyring");
         }
         let prepared = |generation: &&Generation| generation.state == GenerationState::Prepared;
-        if self.generations.iter().filter(prepared).any(|generation| {
-            self.rotation.as_ref().is_none_or(|intent| intent.key_id != generation.key_id)
-        }) {
+        if self
+            .generations
+            .iter()
+            .filter(prepared)
+            .any(|generation| self.rotation.as_ref().is_none_or(|intent| intent.key_id != generation.key_id))
+        {
             return wrong("a generation is prepared without a rotation");
         }
         if let Some(intent) = &self.rotation {
@@ -259,8 +262,7 @@ impl Keyring {
             }
             // Rolling back destroys the CMK that the rotation names.
             if self.generations.iter().filter(|generation| !prepared(generation)).any(|generation| {
-                generation.number == intent.number
-                    || generation.wraps.iter().any(|wrap| wrap.root_id == intent.root_id)
+                generation.number == intent.number || generation.wraps.iter().any(|wrap| wrap.root_id == intent.root_id)
             }) {
                 return wrong("the rotation under way names a CMK that a generation depends on");
             }

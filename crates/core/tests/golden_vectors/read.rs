@@ -10,7 +10,8 @@ use keystead_core::hpke_p256::{P256PublicKey, check_encapsulated, open_with_priv
 use keystead_core::record::{self, RecordError, UnverifiedRecord};
 use keystead_core::wrap::{Construction, OaepHash, WrapError, open_under_transport_key};
 use keystead_core::{
-    Authenticator, EnvelopeContext, GenerationNumber, Kek, KeyCommitment, KeyId, RootId, RootKind, WrapContext, WrappedKek,
+    Authenticator, EnvelopeContext, GenerationNumber, Kek, KeyCommitment, KeyId, RootId, RootKind, WrapContext,
+    WrappedKek,
 };
 use sha2::Sha256;
 
@@ -30,7 +31,11 @@ pub fn readers() -> Vec<Reader> {
         Reader { file: "envelope.json", good: good_envelope, bad: |case| envelope(case).map(drop) },
         Reader { file: "key-id.json", good: good_key_id, bad: |case| key_id(case).map(drop) },
         Reader { file: "record.json", good: good_record, bad: |case| record(case).map(drop) },
-        Reader { file: "wrap-aes-gcm.json", good: |case| good_wrap(case, aes_gcm), bad: |case| aes_gcm(case).map(drop) },
+        Reader {
+            file: "wrap-aes-gcm.json",
+            good: |case| good_wrap(case, aes_gcm),
+            bad: |case| aes_gcm(case).map(drop),
+        },
         Reader { file: "wrap-hpke-p256.json", good: good_hpke, bad: |case| hpke(case).map(drop) },
         Reader { file: "wrap-rsa-oaep.json", good: good_oaep, bad: |case| oaep(case).map(drop) },
     ]
