@@ -123,7 +123,11 @@ fn pin_file(key: &'static str, path: &Path, report: &mut Vec<Finding>) {
     let mode = metadata.mode() & 0o777;
     if mode & 0o027 != 0 {
         let mode = show_mode(mode);
-        problem(report, key, format!("{shown} has mode {mode}: only owner and group may read it; `chmod 0400 {shown}`"));
+        problem(
+            report,
+            key,
+            format!("{shown} has mode {mode}: only owner and group may read it; `chmod 0400 {shown}`"),
+        );
     }
     if rustix::fs::access(path, rustix::fs::Access::READ_OK).is_err() {
         problem(report, key, format!("{shown} cannot be read by this user; run the check as the daemon's user"));
@@ -142,7 +146,11 @@ fn store(path: &Path, report: &mut Vec<Finding>) {
         Ok(metadata) => {
             if metadata.mode() & 0o077 != 0 {
                 let mode = show_mode(metadata.mode() & 0o777);
-                problem(report, key, format!("{shown} has mode {mode}: it is the daemon's alone; `chmod 0700 {shown}`"));
+                problem(
+                    report,
+                    key,
+                    format!("{shown} has mode {mode}: it is the daemon's alone; `chmod 0700 {shown}`"),
+                );
             }
             if rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_err() {
                 problem(report, key, format!("{shown} cannot be written by this user"));

@@ -110,10 +110,7 @@ impl Builder<'_> {
                 Some(Listen::Off) => None,
                 Some(Listen::Loopback(address)) => Some(address),
             },
-            log: LogSettings {
-                level: raw.log.level.unwrap_or_default(),
-                format: raw.log.format.unwrap_or_default(),
-            },
+            log: LogSettings { level: raw.log.level.unwrap_or_default(), format: raw.log.format.unwrap_or_default() },
             sandbox: SandboxSettings { landlock: raw.sandbox.landlock.unwrap_or(true) },
         };
         if settings.kms.socket.path == settings.admin.socket.path {
@@ -194,7 +191,10 @@ impl Builder<'_> {
         }
     }
 
-    fn environment(&self, raw: Option<Spanned<BTreeMap<String, String>>>) -> Result<BTreeMap<String, String>, ConfigError> {
+    fn environment(
+        &self,
+        raw: Option<Spanned<BTreeMap<String, String>>>,
+    ) -> Result<BTreeMap<String, String>, ConfigError> {
         let Some(raw) = raw else { return Ok(BTreeMap::new()) };
         let span = raw.span();
         let environment = raw.into_inner();
@@ -335,12 +335,7 @@ impl Builder<'_> {
         given.map(|account| self.account(key, account, accounts::gid, "group")).transpose()
     }
 
-    fn uids(
-        &self,
-        key: &str,
-        given: Option<Vec<Spanned<Account>>>,
-        default: &[u32],
-    ) -> Result<Vec<u32>, ConfigError> {
+    fn uids(&self, key: &str, given: Option<Vec<Spanned<Account>>>, default: &[u32]) -> Result<Vec<u32>, ConfigError> {
         match given {
             Some(list) => self.accounts(key, list, accounts::uid, "user"),
             None => {

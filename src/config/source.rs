@@ -86,7 +86,8 @@ impl Source {
     }
 
     pub(super) fn with_place<T>(&self, then: impl FnOnce(&Place<'_>) -> T) -> T {
-        let origin = self.file.as_ref().map_or_else(|| "built-in defaults".to_owned(), |file| file.display().to_string());
+        let origin =
+            self.file.as_ref().map_or_else(|| "built-in defaults".to_owned(), |file| file.display().to_string());
         then(&Place { origin: &origin, text: &self.text })
     }
 

@@ -68,12 +68,7 @@ pub fn show_mode(mode: u32) -> String {
     format!("{mode:04o}")
 }
 
-fn quantity(
-    text: &str,
-    units: &[(&str, u64)],
-    example: &'static str,
-    allowed: &'static str,
-) -> Result<u64, UnitError> {
+fn quantity(text: &str, units: &[(&str, u64)], example: &'static str, allowed: &'static str) -> Result<u64, UnitError> {
     if text.starts_with('-') {
         return Err(UnitError::Negative);
     }

@@ -7,7 +7,9 @@
 pub enum Readiness {
     Ready,
     /// Why not, safe to show to anybody on this machine.
-    NotReady { reason: String },
+    NotReady {
+        reason: String,
+    },
 }
 
 /// Answers a probe; called for each, so it must not block.

@@ -50,7 +50,10 @@ mod tests {
     #[test]
     fn new_registry_shows_the_build_and_ends_as_openmetrics_demands() {
         let page = Metrics::new().render().unwrap();
-        assert!(page.contains(concat!("keystead_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1\n")), "{page}");
+        assert!(
+            page.contains(concat!("keystead_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1\n")),
+            "{page}"
+        );
         assert!(page.ends_with("# EOF\n"), "{page}");
     }
 }

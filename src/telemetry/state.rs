@@ -86,7 +86,8 @@ impl<F: Fn() -> State + Send + Sync + 'static> Collector for StateCollector<F> {
         let state = (self.0)();
         let mut page = Page(encoder);
 
-        let availability = Availability::ALL.map(|each| ([("state", each.as_str())], u64::from(each == state.availability)));
+        let availability =
+            Availability::ALL.map(|each| ([("state", each.as_str())], u64::from(each == state.availability)));
         page.gauges("keystead_availability", "1 for the state the daemon is in.", availability)?;
         page.gauge("keystead_active_generation", "Number of the generation that encrypts.", state.active_generation)?;
         page.gauge("keystead_generations", "Generations in the keyring.", state.generations)?;
