@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::exit::{Exit, Failure};
 use super::report::Report;
 use super::{settings, table, wiring};
-use crate::config::{CustodySettings, Settings, TokenSelector};
+use crate::config::Settings;
 use crate::custody::contract::{PinState, TokenSummary};
+use crate::custody::settings::{CustodySettings, TokenSelector};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {

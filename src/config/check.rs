@@ -6,7 +6,9 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use super::rooms::{PeerPolicy, PinSource, SocketSettings};
+use crate::custody::settings::PinSource;
+use crate::rpc::peer::PeerPolicy;
+use crate::rpc::socket::SocketSettings;
 use super::settings::Settings;
 use super::site::Site;
 use super::units::show_mode;

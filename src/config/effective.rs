@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 
 use super::error::ConfigError;
 use super::raw::Mechanism;
-use super::rooms::{PeerPolicy, PinSource, SocketSettings, TokenSelector};
+use crate::custody::settings::{PinSource, TokenSelector};
+use crate::rpc::peer::PeerPolicy;
+use crate::rpc::socket::SocketSettings;
 use super::settings::Settings;
 use super::source::Source;
 use super::units::{show_duration, show_mode, show_size};
@@ -66,6 +68,7 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("custody.sessions", json!(custody.sessions)),
         ("custody.queue", json!(custody.queue)),
         ("custody.timeout", json!(show_duration(custody.timeout))),
+        ("custody.grace", json!(settings.custody_grace.map(show_duration))),
         ("custody.environment", json!(custody.environment)),
         ("store.path", path(&settings.store.path)),
     ];
@@ -97,7 +100,7 @@ fn socket(socket: &SocketSettings, peers: &PeerPolicy, keys: [&'static str; 5]) 
     let values = [
         json!(socket.path.display().to_string()),
         json!(show_mode(socket.mode)),
-        json!(socket.group),
+        json!(socket.group.map(rustix::process::Gid::as_raw)),
         json!(peers.uids),
         json!(peers.gids),
     ];

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use toml::Spanned;
 
-use super::rooms::MechanismChoice;
+use crate::custody::settings::MechanismChoice;
 use super::units::{Mode, Size, Span};
 use crate::telemetry::log::{Format, Level};
 
@@ -44,6 +44,7 @@ pub struct Custody {
     pub sessions: Option<Spanned<i64>>,
     pub queue: Option<Spanned<i64>>,
     pub timeout: Option<Spanned<Span>>,
+    pub grace: Option<Spanned<Span>>,
     pub environment: Option<Spanned<BTreeMap<String, String>>>,
 }
 

@@ -9,11 +9,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keystead_core::{KeyringId, NodeId};
+use rustix::process::Gid;
 use toml::Spanned;
 
 use super::error::{ConfigError, Place};
 use super::raw::{self, Account, Kind, Listen, Raw};
-use super::rooms::{CustodySettings, MechanismChoice, PeerPolicy, PinSource, SocketSettings, TokenSelector};
+use crate::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
+use crate::rpc::peer::PeerPolicy;
+use crate::rpc::socket::SocketSettings;
 use super::site::{Site, resolve};
 use super::source::Source;
 use super::units::{show_duration, show_size};
@@ -25,6 +28,8 @@ pub struct Settings {
     pub keyring: KeyringId,
     pub node: NodeId,
     pub custody: CustodySettings,
+    /// How long custody may be away before loaded keys are given up; `None` keeps them for ever.
+    pub custody_grace: Option<Duration>,
     pub store: StoreSettings,
     pub kms: KmsSettings,
     pub admin: AdminSettings,
@@ -101,6 +106,7 @@ impl Builder<'_> {
                 Some(node) => node,
                 None => node::derive(self.site)?,
             },
+            custody_grace: self.grace(&raw.custody)?,
             custody: self.custody(raw.custody, &store)?,
             store,
             kms: self.kms(raw.kms)?,
@@ -121,6 +127,12 @@ impl Builder<'_> {
             return Err(self.place.fault(span, key, "kms.socket and admin.socket are the same path", None));
         }
         Ok(settings)
+    }
+
+    fn grace(&self, raw: &raw::Custody) -> Result<Option<Duration>, ConfigError> {
+        let Some(grace) = &raw.grace else { return Ok(None) };
+        let bounds = Duration::from_secs(1)..=Duration::from_secs(366 * 24 * 3600);
+        self.duration("custody.grace", Some((grace.span(), grace.get_ref().0)), Duration::ZERO, bounds).map(Some)
     }
 
     fn custody(&self, raw: raw::Custody, store: &StoreSettings) -> Result<CustodySettings, ConfigError> {
@@ -331,8 +343,9 @@ impl Builder<'_> {
         self.place.fault(span, key, format_args!("must lie between {least} and {most}"), None)
     }
 
-    fn group(&self, key: &str, given: Option<Spanned<Account>>) -> Result<Option<u32>, ConfigError> {
-        given.map(|account| self.account(key, account, accounts::gid, "group")).transpose()
+    fn group(&self, key: &str, given: Option<Spanned<Account>>) -> Result<Option<Gid>, ConfigError> {
+        let gid = given.map(|account| self.account(key, account, accounts::gid, "group")).transpose()?;
+        Ok(gid.map(Gid::from_raw))
     }
 
     fn uids(&self, key: &str, given: Option<Vec<Spanned<Account>>>, default: &[u32]) -> Result<Vec<u32>, ConfigError> {

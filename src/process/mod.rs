@@ -6,13 +6,16 @@
 pub mod activation;
 pub mod backoff;
 pub mod config_copy;
+pub mod daemon;
 pub mod control;
 pub mod custodian;
 pub mod hardening;
+pub mod once;
 mod inherited;
 mod pid_file;
 pub mod sandbox;
 pub mod server;
 mod signals;
 pub mod spawn;
+pub mod start;
 pub mod supervisor;

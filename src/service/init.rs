@@ -25,6 +25,8 @@ pub struct InitRequest {
 /// What `init` made.
 #[derive(Debug, Clone)]
 pub struct Initialized {
+    /// False if it was there already.
+    pub created: bool,
     pub keyring: Keyring,
     pub token: TokenDescription,
 }
@@ -46,6 +48,23 @@ pub enum InitError {
     Generation(#[from] RotationError),
     #[error(transparent)]
     Load(#[from] LoadError),
+}
+
+/// [`init`], but a key that is there already is shown and not an error.
+pub async fn init_if_needed(
+    request: InitRequest,
+    store: &Store,
+    custody: &CustodyClient,
+) -> Result<Initialized, InitError> {
+    let (keyring, node) = (request.keyring.clone(), request.node.clone());
+    match init(request, store, custody).await {
+        Err(InitError::AlreadyInitialized(found)) if found == keyring => Ok(Initialized {
+            created: false,
+            keyring: epoch::load(store, custody, &keyring, &node).await?,
+            token: custody.describe().await?,
+        }),
+        outcome => outcome,
+    }
 }
 
 /// Makes a keyring with one active generation. Killed anywhere, it can be run again.
@@ -82,7 +101,7 @@ pub async fn init(request: InitRequest, store: &Store, custody: &CustodyClient) 
         let old = EpochRef { keyring: keyring.keyring.clone(), node: keyring.node.clone(), number };
         custody.destroy_epoch(old).await?;
     }
-    Ok(Initialized { keyring, token })
+    Ok(Initialized { created: true, keyring, token })
 }
 
 async fn activate_first(keyring: &mut Keyring, store: &Store, custody: &CustodyClient) -> Result<(), InitError> {
@@ -117,5 +136,5 @@ async fn settle_earlier(
         epoch::persist(store, custody, Some(revision), &mut keyring).await?;
     }
     activate_first(&mut keyring, store, custody).await?;
-    Ok(Initialized { keyring, token })
+    Ok(Initialized { created: true, keyring, token })
 }

@@ -9,6 +9,11 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use keystead_core::availability;
+
+use crate::custody::client::CustodyClient;
+use crate::service::lifecycle::Lifecycle;
+
 /// What the daemon is doing at one instant. The rooms count; whoever composes them fills this in.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
@@ -54,6 +59,37 @@ pub struct Socket {
     pub accepted: u64,
     /// By reason: `limit`, `peer`, `handshake`.
     pub refused: Vec<(&'static str, u64)>,
+}
+
+impl State {
+    /// What service and custody say now; the rest is the composition root's to fill in.
+    pub fn of(lifecycle: &Lifecycle, custody: &CustodyClient) -> Self {
+        let serving = lifecycle.keys().serving();
+        let custody_state = lifecycle.custody_state();
+        let mut state = Self {
+            availability: match serving.availability {
+                availability::Availability::Sealed(_) => Availability::Sealed,
+                availability::Availability::Degraded { .. } => Availability::Degraded,
+                availability::Availability::Online => Availability::Online,
+            },
+            custody_state: custody_state.name(),
+            device_calls: custody_state.description.map_or(0, |description| description.device_operations),
+            custody_operations: custody
+                .operations()
+                .into_iter()
+                .map(|each| Operations { kind: each.request, outcome: each.outcome, count: each.count })
+                .collect(),
+            ..Self::default()
+        };
+        if let Some(keys) = &serving.keys {
+            state.active_generation = keys.keyring.active().map_or(0, |active| active.number.0);
+            state.generations = keys.keyring.generations.len() as u64;
+            state.generations_loaded = keys.loaded() as u64;
+            state.store_revision = keys.keyring.revision;
+            state.epoch = keys.keyring.epoch;
+        }
+        state
+    }
 }
 
 impl Availability {

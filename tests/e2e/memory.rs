@@ -1,0 +1,120 @@
+//! The server's memory after a burst: no copy of a seed, keys on locked pages. And small waiting helpers.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::time::{Duration, Instant};
+
+use rustix::process::Pid;
+
+use crate::daemon::{DEADLINE, Kms, Site, decrypt, encrypt};
+
+/// Waits for a condition.
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < DEADLINE, "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The same for a condition that is asked for.
+pub async fn wait_until_async<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+    let started = Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < DEADLINE, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub fn resident_kib(pid: Pid) -> u64 {
+    field(pid, "VmRSS:")
+}
+
+fn field(pid: Pid, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}"));
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// How often any of `needles` occurs in the writable memory of a process.
+fn occurrences(pid: Pid, needles: &[[u8; 16]]) -> usize {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps; run as root");
+    let mut memory = File::open(format!("/proc/{pid}/mem")).expect("mem; run as root");
+    let wanted: std::collections::HashMap<[u8; 4], Vec<&[u8; 16]>> = needles.iter().fold(
+        Default::default(),
+        |mut map: std::collections::HashMap<[u8; 4], Vec<&[u8; 16]>>, needle| {
+            map.entry(needle[..4].try_into().unwrap()).or_default().push(needle);
+            map
+        },
+    );
+    let mut found = 0;
+    for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|rights| rights.starts_with("rw"))) {
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let (start, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
+        let mut region = vec![0; (end - start) as usize];
+        if memory.seek(SeekFrom::Start(start)).is_err() || memory.read_exact(&mut region).is_err() {
+            continue;
+        }
+        for (offset, window) in region.windows(16).enumerate() {
+            let Some(candidates) = wanted.get(&window[..4]) else { continue };
+            if candidates.iter().any(|needle| *needle == window) {
+                found += 1;
+                eprintln!("a seed at {:#x} in {line}", start + offset as u64);
+            }
+        }
+    }
+    found
+}
+
+/// Seeds that occur nowhere else: 32 random bytes, looked for by either half.
+fn seeds(count: usize) -> (Vec<[u8; 32]>, Vec<[u8; 16]>) {
+    let seeds: Vec<[u8; 32]> = (0..count)
+        .map(|_| {
+            let mut seed = [0; 32];
+            getrandom::fill(&mut seed).unwrap();
+            seed
+        })
+        .collect();
+    let halves =
+        seeds.iter().flat_map(|seed| [seed[..16].try_into().unwrap(), seed[16..].try_into().unwrap()]).collect();
+    (seeds, halves)
+}
+
+async fn burst(kms: &Kms, seeds: &[[u8; 32]]) {
+    let tasks: Vec<_> = seeds
+        .iter()
+        .map(|seed| {
+            let (mut kms, seed) = (kms.clone(), *seed);
+            tokio::spawn(async move {
+                let encrypted = encrypt(&mut kms, &seed).await;
+                assert_eq!(decrypt(&mut kms, &encrypted).await.unwrap(), seed);
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn no_copy_of_a_seed_is_left_after_a_burst() {
+    let site = Site::initialized("");
+    let daemon = site.serve().await;
+    let server = daemon.role("server").unwrap();
+    let (seeds, halves) = seeds(200);
+    let kms = daemon.kms().await;
+    burst(&kms, &seeds).await;
+    drop(kms);
+    // The apiserver's connection has ended; give the server the moment to notice.
+    wait_until("no seed in memory", || occurrences(server, &halves) == 0);
+    assert!(field(server, "VmLck:") > 0, "no page is locked");
+}
+
+/// Without this the scan might find nothing because it cannot find anything.
+#[test]
+fn the_scan_finds_what_is_there() {
+    let (seeds, halves) = seeds(4);
+    let kept = std::hint::black_box(Box::new(seeds[0]));
+    assert!(occurrences(rustix::process::getpid(), &halves) >= 2);
+    drop(kept);
+}
