@@ -145,15 +145,13 @@ fn probe(address: &SocketAddrUnix) -> rustix::io::Result<()> {
     rustix::net::connect(&socket, address)
 }
 
-fn bind(
-    settings: &SocketSettings,
-    address: &SocketAddrUnix,
-    lock: SocketLock,
-) -> Result<ListeningSocket, SocketError> {
+fn bind(settings: &SocketSettings, address: &SocketAddrUnix, lock: SocketLock) -> Result<ListeningSocket, SocketError> {
     let path = &settings.path;
-    let failed = |action| move |errno: Errno| match errno {
-        Errno::ADDRINUSE => SocketError::InUse { path: path.to_owned() },
-        errno => SocketError::Io { action, path: path.to_owned(), source: errno.into() },
+    let failed = |action| {
+        move |errno: Errno| match errno {
+            Errno::ADDRINUSE => SocketError::InUse { path: path.to_owned() },
+            errno => SocketError::Io { action, path: path.to_owned(), source: errno.into() },
+        }
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
