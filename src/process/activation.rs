@@ -18,7 +18,9 @@ pub enum ActivationError {
     Descriptors(#[from] io::Error),
     #[error("the socket {name:?} of the service manager cannot be used")]
     Socket { name: String, source: SocketError },
-    #[error("the service manager passed a socket named {name:?}: set FileDescriptorName= to `kms` or `admin`, each once")]
+    #[error(
+        "the service manager passed a socket named {name:?}: set FileDescriptorName= to `kms` or `admin`, each once"
+    )]
     Name { name: String },
 }
 

@@ -88,12 +88,13 @@ fn confinement(status: &RestrictionStatus) -> Confinement {
     }
 }
 
-/// Anything but a refusal counts as reachable: a file that is not there today may be there tomorrow.
+/// Anything but a refusal counts as reachable. Of a file that is not there yet, the folder that would hold it is tried.
 fn can_be_opened(path: &Path) -> bool {
-    match std::fs::File::open(path) {
-        Ok(_) => true,
-        Err(error) => error.kind() != io::ErrorKind::PermissionDenied,
-    }
+    path.ancestors().find_map(|path| match std::fs::File::open(path) {
+        Ok(_) => Some(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(error.kind() != io::ErrorKind::PermissionDenied),
+    }) != Some(false)
 }
 
 #[cfg(test)]
@@ -129,6 +130,7 @@ mod tests {
                 return;
             }
             assert_eq!(report.pin_reachable, Some(false));
+            assert!(!can_be_opened(&folder.path().join("not/there/yet")));
             let fresh = store.join("keyring.store.new");
             fs::write(&fresh, "a").unwrap();
             fs::rename(&fresh, store.join("keyring.store")).unwrap();

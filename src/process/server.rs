@@ -9,6 +9,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::time::Duration;
 
 use super::config_copy::ConfigCopy;
 use super::control::ControlServerEnd;
@@ -18,8 +19,12 @@ use super::{inherited, signals, spawn};
 
 pub use orders::follow_orders;
 
-/// The exit code of a server that cannot start until a person changes something: the supervisor then gives up, if the server was never ready (EX_CONFIG of sysexits.h).
+/// The exit code of a server that cannot start until a person changes something (EX_CONFIG of sysexits.h): the
+/// supervisor then gives up, if none was ever ready.
 pub const CANNOT_START: u8 = 78;
+
+/// How long blocking work may go on after `serve` has returned.
+const LAST_WRITES: Duration = Duration::from_secs(1);
 
 /// Sockets that are bound and listen; none blocks.
 #[derive(Debug)]
@@ -101,9 +106,12 @@ impl ServerParts {
             .map_err(ServerError::Runtime)?;
         let listeners = Listeners { kms: self.kms, admin: self.admin, metrics: self.metrics };
         let control = self.control;
-        runtime.block_on(async {
+        let outcome = runtime.block_on(async {
             let control = ControlServerEnd::new(control).map_err(ServerError::Runtime)?;
             Ok(serve(listeners, control, report).await)
-        })
+        });
+        // A thread that hangs in a write to the store must not keep the process from ending.
+        runtime.shutdown_timeout(LAST_WRITES);
+        outcome
     }
 }

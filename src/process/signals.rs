@@ -28,7 +28,8 @@ impl Signals {
         let (pipe, wake) = UnixStream::pair()?;
         pipe.set_nonblocking(true)?;
         let (stop, reload) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        for (signal, flag) in [(SIGTERM, Some(&stop)), (SIGINT, Some(&stop)), (SIGHUP, Some(&reload)), (SIGCHLD, None)] {
+        for (signal, flag) in [(SIGTERM, Some(&stop)), (SIGINT, Some(&stop)), (SIGHUP, Some(&reload)), (SIGCHLD, None)]
+        {
             if let Some(flag) = flag {
                 signal_hook::flag::register(signal, Arc::clone(flag))?;
             }

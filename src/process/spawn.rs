@@ -32,15 +32,13 @@ const KEPT: &[&str] = &["PATH", "LANG", "TZ", "RUST_BACKTRACE"];
 /// Where the service manager put the PIN.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// Fault injection reaches the children only in builds made for it.
-const KEPT_FOR_TESTS: &[&str] = if cfg!(feature = "failpoints") { &["FAILPOINTS", "LD_PRELOAD", "FAKETIME"] } else { &[] };
+const KEPT_FOR_TESTS: &[&str] =
+    if cfg!(feature = "failpoints") { &["FAILPOINTS", "LD_PRELOAD", "FAKETIME"] } else { &[] };
 
 /// Starts a custodian, and gives the connection to it. Closing that connection ends it; see [`end_custodian`].
 ///
 /// The custodian also dies with the *thread* that called this: do not call it from a thread that ends before.
-pub fn spawn_custodian(
-    environment: &BTreeMap<String, String>,
-    config: &ConfigCopy,
-) -> io::Result<(Child, UnixStream)> {
+pub fn spawn_custodian(environment: &BTreeMap<String, String>, config: &ConfigCopy) -> io::Result<(Child, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = command(CUSTODIAN);
     keep(&mut command, &[CREDENTIALS]);

@@ -91,9 +91,10 @@ pub fn supervise(settings: SupervisorSettings) -> Result<Outcome, SupervisorErro
     let kms = activated.kms.map_or_else(|| ListeningSocket::acquire(&settings.kms), Ok)?;
     let admin = activated.admin.map_or_else(|| ListeningSocket::acquire(&settings.admin), Ok)?;
     let metrics = settings.metrics.map(bind_metrics).transpose()?;
-    let pid_file = settings.pid_file.as_deref().map(|path| {
-        PidFile::write(path).map_err(|source| SupervisorError::PidFile { path: path.to_owned(), source })
-    });
+    let pid_file = settings
+        .pid_file
+        .as_deref()
+        .map(|path| PidFile::write(path).map_err(|source| SupervisorError::PidFile { path: path.to_owned(), source }));
     let _pid_file = pid_file.transpose()?;
     tracing::info!(kms = %settings.kms.path.display(), admin = %settings.admin.path.display(), "supervising");
     let mut supervisor = Supervisor {
@@ -267,6 +268,7 @@ impl Supervisor {
             Some(control) => {
                 if let Err(error) = control.drain() {
                     tracing::warn!(%error, "the server cannot be told to drain: it is killed");
+                    self.ending = Some(Outcome::Forced);
                     self.server.kill();
                 }
             }

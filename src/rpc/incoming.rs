@@ -153,3 +153,5 @@ impl Drop for Slot {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tonic_tests;

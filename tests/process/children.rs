@@ -119,8 +119,7 @@ async fn answer(listener: tokio::net::UnixListener, facts: Facts, hung: tokio::s
         if question == *b"h" {
             hung.send_modify(|count| *count += 1);
         }
-        let text: String =
-            facts.lock().unwrap().iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+        let text: String = facts.lock().unwrap().iter().map(|(name, value)| format!("{name}={value}\n")).collect();
         let _ = stream.write_all(text.as_bytes()).await;
     }
 }

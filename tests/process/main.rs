@@ -35,6 +35,10 @@ fn run(arguments: &[String]) -> ExitCode {
         println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
         failed += usize::from(!passed);
     }
-    println!("\ntest result: {}. {} passed; {failed} failed", if failed == 0 { "ok" } else { "FAILED" }, cases.len() - failed);
+    println!(
+        "\ntest result: {}. {} passed; {failed} failed",
+        if failed == 0 { "ok" } else { "FAILED" },
+        cases.len() - failed
+    );
     ExitCode::from(u8::from(failed > 0))
 }
