@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::report::Format;
 use crate::config::ConfigError;
+use crate::service::explain::explain;
 
 pub const HELP: &str = "\
 Exit codes:
@@ -55,13 +56,7 @@ impl Failure {
 
     /// The error and its causes in one line.
     pub fn from_error(exit: Exit, error: &dyn std::error::Error) -> Self {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            message = format!("{message}: {cause}");
-            source = cause.source();
-        }
-        Self::new(exit, message)
+        Self::new(exit, explain(error))
     }
 
     pub fn print(&self, format: Format) -> ExitCode {

@@ -26,6 +26,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Settings, Source};
+use crate::failpoint;
 use exit::Failure;
 use report::{Format, Report};
 
@@ -78,6 +79,7 @@ enum Command {
 
 /// Parses the arguments and runs the command.
 pub fn run() -> ExitCode {
+    failpoint::arm();
     let matches = match with_exit_codes(Cli::command()).try_get_matches() {
         Ok(matches) => matches,
         // Help and version come this way, too, with 0.

@@ -8,8 +8,8 @@ use keystead_core::hpke_p256::P256PublicKey;
 use super::exit::{Exit, Failure};
 use crate::config::{Settings, Source};
 use crate::custody::contract::TokenSummary;
-use crate::process::start;
 use crate::process::once::with_custodian;
+use crate::process::start;
 use crate::service::init::{self, InitError, InitRequest, Initialized};
 use crate::store::Store;
 
@@ -55,7 +55,11 @@ pub fn init(order: &InitOrder, settings: &Settings, source: &Source) -> Result<I
     };
     let config = start::config_copy(source);
     let outcome = with_custodian(settings, &config, |custody| async move {
-        if order.if_needed { init::init_if_needed(request, &store, &custody).await } else { init::init(request, &store, &custody).await }
+        if order.if_needed {
+            init::init_if_needed(request, &store, &custody).await
+        } else {
+            init::init(request, &store, &custody).await
+        }
     });
     let initialized = outcome.map_err(failed)?.map_err(|error: InitError| failed(error))?;
     Ok(described(&initialized))
@@ -97,8 +101,7 @@ fn described(initialized: &Initialized) -> InitOutcome {
 fn recovery_key(path: &Path) -> Result<P256PublicKey, Failure> {
     let pem = std::fs::read_to_string(path)
         .map_err(|error| Failure::new(Exit::Usage, format!("cannot read {}: {error}", path.display())))?;
-    P256PublicKey::from_pem(&pem)
-        .map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", path.display())))
+    P256PublicKey::from_pem(&pem).map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", path.display())))
 }
 
 /// Runs the daemon; returns when it has ended as asked.

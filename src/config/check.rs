@@ -6,12 +6,12 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use crate::custody::settings::PinSource;
-use crate::rpc::peer::PeerPolicy;
-use crate::rpc::socket::SocketSettings;
 use super::settings::Settings;
 use super::site::Site;
 use super::units::show_mode;
+use crate::custody::settings::PinSource;
+use crate::rpc::peer::PeerPolicy;
+use crate::rpc::socket::SocketSettings;
 
 /// Something that was found, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 
 use super::error::ConfigError;
 use super::raw::Mechanism;
-use crate::custody::settings::{PinSource, TokenSelector};
-use crate::rpc::peer::PeerPolicy;
-use crate::rpc::socket::SocketSettings;
 use super::settings::Settings;
 use super::source::Source;
 use super::units::{show_duration, show_mode, show_size};
+use crate::custody::settings::{PinSource, TokenSelector};
+use crate::rpc::peer::PeerPolicy;
+use crate::rpc::socket::SocketSettings;
 
 /// One key and its value, spelt as the file would spell it.
 #[derive(Debug, Clone, PartialEq)]

@@ -13,8 +13,8 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use toml::Spanned;
 
-use crate::custody::settings::MechanismChoice;
 use super::units::{Mode, Size, Span};
+use crate::custody::settings::MechanismChoice;
 use crate::telemetry::log::{Format, Level};
 
 #[derive(Debug, Default, Deserialize)]

@@ -14,13 +14,13 @@ use toml::Spanned;
 
 use super::error::{ConfigError, Place};
 use super::raw::{self, Account, Kind, Listen, Raw};
-use crate::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
-use crate::rpc::peer::PeerPolicy;
-use crate::rpc::socket::SocketSettings;
 use super::site::{Site, resolve};
 use super::source::Source;
 use super::units::{show_duration, show_size};
 use super::{accounts, node};
+use crate::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
+use crate::rpc::peer::PeerPolicy;
+use crate::rpc::socket::SocketSettings;
 use crate::telemetry::log::LogSettings;
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use keystead_wire::admin::v1::admin_server::AdminServer;
 use keystead_wire::kms::v2::key_management_service_server::KeyManagementServiceServer;
 use tokio::sync::{Notify, watch};
 
-use super::control::{ControlReporter, ControlServerEnd, Order};
+use super::control::ControlServerEnd;
 use super::sandbox::Confinement;
-use super::server::{Listeners, LockdownReport};
+use super::server::{Listeners, LockdownReport, follow_orders};
 use crate::config::Settings;
 use crate::custody::client::CustodyClient;
 use crate::rpc::admin::{AdminService, DaemonFacts};
@@ -82,9 +82,21 @@ pub async fn run(
     let reporter = control.reporter();
     let changed = Arc::new(Notify::new());
     tokio::spawn(watch_custody(lifecycle.clone(), changed.clone()));
-    tokio::spawn(report_hung(custody.clone(), reporter.clone(), restarts.clone()));
     tokio::spawn(follow_disconnects(custody.clone(), changed.clone()));
-    tokio::spawn(follow_orders(control, custody, restarts.clone(), changed, ending));
+    let counted = restarts.clone();
+    let hung = custody.hung();
+    tokio::spawn(async move {
+        let attach = |stream, count| {
+            counted.store(count, Ordering::Relaxed);
+            custody.attach_std(stream)?;
+            changed.notify_one();
+            Ok(())
+        };
+        if let Err(error) = follow_orders(control, hung, attach).await {
+            tracing::error!(%error, "the supervisor cannot be understood");
+        }
+        ending.send_replace(true);
+    });
 
     let limits = KmsLimits { max_plaintext: settings.kms.max_plaintext };
     let kms_service = KeyManagementServiceServer::new(KmsV2::new(keys, limits, requests))
@@ -95,7 +107,8 @@ pub async fn run(
         custodian_restarts: restarts,
         metrics_address,
     };
-    let admin_service = AdminServer::new(AdminService::new(lifecycle, facts)).max_decoding_message_size(MAX_ADMIN_MESSAGE);
+    let admin_service =
+        AdminServer::new(AdminService::new(lifecycle, facts)).max_decoding_message_size(MAX_ADMIN_MESSAGE);
     let kms_ends = ServeSettings {
         drain_timeout: settings.kms.drain_timeout,
         recycle_after: Some(RECYCLE_AFTER),
@@ -115,47 +128,6 @@ fn incoming(
     listener.set_nonblocking(true)?;
     let settings = IncomingSettings { max_connections, handshake_deadline: HANDSHAKE_DEADLINE, policy };
     Ok(Incoming::new(tokio::net::UnixListener::from_std(listener)?, settings))
-}
-
-/// Does what the supervisor says until it says to end, or is gone.
-async fn follow_orders(
-    mut control: ControlServerEnd,
-    custody: CustodyClient,
-    restarts: Arc<AtomicU32>,
-    changed: Arc<Notify>,
-    ending: watch::Sender<bool>,
-) {
-    loop {
-        match control.next().await {
-            Ok(Some(Order::NewCustodian { stream, restarts: count })) => {
-                restarts.store(count, Ordering::Relaxed);
-                if let Err(error) = custody.attach_std(stream) {
-                    tracing::error!(%error, "the new custodian cannot be reached");
-                }
-                changed.notify_one();
-            }
-            Ok(Some(Order::Drain)) => break,
-            Ok(None) => {
-                tracing::warn!("the supervisor is gone");
-                break;
-            }
-            Err(error) => {
-                tracing::error!(%error, "the supervisor cannot be understood");
-                break;
-            }
-        }
-    }
-    ending.send_replace(true);
-}
-
-/// A custodian that let a deadline pass is replaced by the supervisor.
-async fn report_hung(custody: CustodyClient, reporter: ControlReporter, restarts: Arc<AtomicU32>) {
-    let mut hung = custody.hung();
-    while hung.changed().await.is_ok() {
-        if let Err(error) = reporter.custodian_hung(restarts.load(Ordering::Relaxed)) {
-            tracing::error!(%error, "the supervisor cannot be told that the custodian hangs");
-        }
-    }
 }
 
 async fn follow_disconnects(custody: CustodyClient, changed: Arc<Notify>) {

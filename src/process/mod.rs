@@ -6,12 +6,12 @@
 pub mod activation;
 pub mod backoff;
 pub mod config_copy;
-pub mod daemon;
 pub mod control;
 pub mod custodian;
+pub mod daemon;
 pub mod hardening;
-pub mod once;
 mod inherited;
+pub mod once;
 mod pid_file;
 pub mod sandbox;
 pub mod server;

@@ -33,7 +33,7 @@ const KEPT: &[&str] = &["PATH", "LANG", "TZ", "RUST_BACKTRACE"];
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// Fault injection reaches the children only in builds made for it.
 const KEPT_FOR_TESTS: &[&str] =
-    if cfg!(feature = "failpoints") { &["FAILPOINTS", "LD_PRELOAD", "FAKETIME"] } else { &[] };
+    if cfg!(feature = "failpoints") { &["FAILPOINTS", "KEYSTEAD_KILL_AT", "LD_PRELOAD", "FAKETIME"] } else { &[] };
 
 /// Starts a custodian, and gives the connection to it. Closing that connection ends it; see [`end_custodian`].
 ///

@@ -10,7 +10,6 @@ use super::{custodian, daemon, server};
 use crate::config::{ConfigError, Settings, Site, Source};
 use crate::custody::settings::PinSource;
 use crate::custody::worker::{self, WorkerError};
-use crate::failpoint;
 use crate::store::{Store, StoreError};
 use crate::telemetry::log::{self, AlreadySetUp};
 
@@ -69,7 +68,6 @@ pub fn server() -> Result<(), StartError> {
     let parts = server::begin()?;
     let settings = inherited_settings(&parts.config)?;
     log::init(settings.log)?;
-    failpoint::arm();
     // Before the sandbox: it may have to be made, and Landlock rules name folders that exist.
     let store = Store::open(&settings.store.path)?;
     let sandbox = SandboxSettings {

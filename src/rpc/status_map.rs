@@ -3,6 +3,7 @@
 use keystead_core::envelope::EnvelopeError;
 use tonic::{Code, Status};
 
+use crate::service::explain::explain;
 use crate::service::keys::ServeError;
 use crate::service::rotation::RotationError;
 
@@ -23,13 +24,8 @@ pub fn serve_error(error: &ServeError) -> Status {
 pub fn rotation_error(error: &RotationError) -> Status {
     let code = match error {
         RotationError::Refused(_) | RotationError::Transition(_) => Code::FailedPrecondition,
-        RotationError::NotProven(_) | RotationError::Storage(_) | RotationError::NoRandomness => Code::Unavailable,
+        // The key before it serves on; the journal settles what was begun.
+        RotationError::NotProven(_) | RotationError::Storage(_) | RotationError::NoRandomness => Code::Aborted,
     };
-    let mut message = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        message = format!("{message}: {cause}");
-        source = cause.source();
-    }
-    Status::new(code, message)
+    Status::new(code, explain(error))
 }

@@ -48,7 +48,7 @@ pub enum LoadError {
     TokenOlderThanStore { record: u64, token: u64 },
     #[error("the store's record is not authentic: it was changed outside keystead. Put an unchanged copy back")]
     NotAuthentic,
-    #[error("the store cannot be used: {0}")]
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Record(#[from] RecordError),

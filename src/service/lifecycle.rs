@@ -9,6 +9,7 @@ use keystead_core::{KeyringId, NodeId};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::epoch::{self, LoadError};
+use super::explain::explain;
 use super::keys::{KeyService, Keys, ServeError, Serving};
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, TokenDescription};
@@ -136,9 +137,9 @@ impl Lifecycle {
                     StartError::Active(ServeError::Custody(_)) => true,
                     StartError::Active(_) | StartError::NoActive => false,
                 };
-                let reason = error.to_string();
+                let reason = explain(&error);
                 if self.keys.serving().reason != reason {
-                    tracing::warn!(%error, "sealed");
+                    tracing::warn!(reason, "sealed");
                 }
                 let observation = if waits { Observation::CustodyLost } else { Observation::RecordRejected };
                 self.observe(observation, reason, None);
@@ -193,7 +194,19 @@ impl Lifecycle {
         let outcome = self.custody.describe().await;
         let mut state = self.custody_state.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
-            Ok(description) => *state = CustodyState { description: Some(description), fault: None },
+            Ok(description) => {
+                if state.description.is_none() || state.fault.is_some() {
+                    let TokenDescription { token, mechanism, authentication, .. } = &description;
+                    tracing::info!(
+                        serial = token.serial,
+                        label = token.label,
+                        mechanism,
+                        authentication,
+                        "custody ready"
+                    );
+                }
+                *state = CustodyState { description: Some(description), fault: None };
+            }
             Err(fault) => {
                 if state.fault.as_ref() != Some(&fault) {
                     tracing::warn!(error = %fault, "custody does not answer");

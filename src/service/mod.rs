@@ -4,6 +4,7 @@
 //! persist, publish, reply. Knows custody and store, not gRPC: rpc translates.
 
 pub mod epoch;
+pub mod explain;
 pub mod init;
 pub mod keys;
 pub mod lifecycle;

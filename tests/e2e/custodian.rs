@@ -46,6 +46,10 @@ async fn survives(daemon: &Daemon, site: &Site, signal: Signal) {
     let load = Load::start(&kms).await;
     let restarts = daemon.status().await.custody.unwrap_or_default().restarts;
     let killed = daemon.kill_role("custodian", signal);
+    if signal == Signal::SEGV {
+        // Rust's handler takes the first one for a stack overflow to be looked at, and steps aside for the next.
+        let _ = rustix::process::kill_process(killed, signal);
+    }
     daemon
         .until("a new custodian that answers", |status| {
             let custody = status.custody.clone().unwrap_or_default();
@@ -84,7 +88,7 @@ async fn hung_custodian_is_replaced_while_requests_are_served() {
     let load = Load::start(&kms).await;
     let hung = daemon.kill_role("custodian", Signal::STOP);
     // Anything that needs custody finds out; a rotation does at once.
-    site.keystead(["key", "rotate", "--yes"]).expect_failure(4);
+    site.keystead(["key", "rotate", "--yes"]).expect_failure(1);
     daemon
         .until("a new custodian that answers", |status| {
             let custody = status.custody.clone().unwrap_or_default();

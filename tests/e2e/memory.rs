@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::time::{Duration, Instant};
 
+use memchr::memmem;
 use rustix::process::Pid;
 
 use crate::daemon::{DEADLINE, Kms, Site, decrypt, encrypt};
@@ -36,17 +37,10 @@ fn field(pid: Pid, name: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// How often any of `needles` occurs in the writable memory of a process.
-fn occurrences(pid: Pid, needles: &[[u8; 16]]) -> usize {
+/// How often a marker occurs in the writable memory of a process.
+fn occurrences(pid: Pid, markers: &[[u8; 8]; 2]) -> usize {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps; run as root");
     let mut memory = File::open(format!("/proc/{pid}/mem")).expect("mem; run as root");
-    let wanted: std::collections::HashMap<[u8; 4], Vec<&[u8; 16]>> = needles.iter().fold(
-        Default::default(),
-        |mut map: std::collections::HashMap<[u8; 4], Vec<&[u8; 16]>>, needle| {
-            map.entry(needle[..4].try_into().unwrap()).or_default().push(needle);
-            map
-        },
-    );
     let mut found = 0;
     for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|rights| rights.starts_with("rw"))) {
         let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
@@ -55,29 +49,29 @@ fn occurrences(pid: Pid, needles: &[[u8; 16]]) -> usize {
         if memory.seek(SeekFrom::Start(start)).is_err() || memory.read_exact(&mut region).is_err() {
             continue;
         }
-        for (offset, window) in region.windows(16).enumerate() {
-            let Some(candidates) = wanted.get(&window[..4]) else { continue };
-            if candidates.iter().any(|needle| *needle == window) {
-                found += 1;
-                eprintln!("a seed at {:#x} in {line}", start + offset as u64);
-            }
+        let here: usize = markers.iter().map(|marker| memmem::find_iter(&region, marker).count()).sum();
+        if here > 0 {
+            eprintln!("{here} halves of seeds in {line}");
         }
+        found += here;
     }
     found
 }
 
-/// Seeds that occur nowhere else: 32 random bytes, looked for by either half.
-fn seeds(count: usize) -> (Vec<[u8; 32]>, Vec<[u8; 16]>) {
-    let seeds: Vec<[u8; 32]> = (0..count)
+/// Seeds of random bytes, each half of which begins with a random marker that occurs nowhere else.
+fn seeds(count: usize) -> (Vec<[u8; 32]>, [[u8; 8]; 2]) {
+    let mut markers = [[0; 8]; 2];
+    markers.iter_mut().for_each(|marker| getrandom::fill(marker).unwrap());
+    let seeds = (0..count)
         .map(|_| {
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).unwrap();
+            seed[..8].copy_from_slice(&markers[0]);
+            seed[16..24].copy_from_slice(&markers[1]);
             seed
         })
         .collect();
-    let halves =
-        seeds.iter().flat_map(|seed| [seed[..16].try_into().unwrap(), seed[16..].try_into().unwrap()]).collect();
-    (seeds, halves)
+    (seeds, markers)
 }
 
 async fn burst(kms: &Kms, seeds: &[[u8; 32]]) {
@@ -101,20 +95,20 @@ async fn no_copy_of_a_seed_is_left_after_a_burst() {
     let site = Site::initialized("");
     let daemon = site.serve().await;
     let server = daemon.role("server").unwrap();
-    let (seeds, halves) = seeds(200);
+    let (seeds, markers) = seeds(200);
     let kms = daemon.kms().await;
     burst(&kms, &seeds).await;
     drop(kms);
     // The apiserver's connection has ended; give the server the moment to notice.
-    wait_until("no seed in memory", || occurrences(server, &halves) == 0);
+    wait_until("no seed in memory", || occurrences(server, &markers) == 0);
     assert!(field(server, "VmLck:") > 0, "no page is locked");
 }
 
 /// Without this the scan might find nothing because it cannot find anything.
 #[test]
 fn the_scan_finds_what_is_there() {
-    let (seeds, halves) = seeds(4);
+    let (seeds, markers) = seeds(4);
     let kept = std::hint::black_box(Box::new(seeds[0]));
-    assert!(occurrences(rustix::process::getpid(), &halves) >= 2);
+    assert!(occurrences(rustix::process::getpid(), &markers) >= 2);
     drop(kept);
 }

@@ -23,8 +23,9 @@ async fn wrong_label_two_tokens_and_no_token_are_told_apart() {
     site.configure(&site.token.custody("keystead"), "");
     let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
     assert!(error.contains("token_serial"), "{error}");
-    let listed = site.keystead(["token", "list", "--output", "json"]).expect_success();
-    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let listed = site.keystead(["token", "list", "--output", "json"]);
+    assert_eq!(listed.status.code(), Some(1), "no one token is the configured one");
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
     let serials: Vec<&str> = listed["tokens"]
         .as_array()
         .unwrap()
@@ -91,6 +92,7 @@ fn a_read_only_state_folder_and_a_loose_pin_file_are_named() {
     assert!(error.contains("PIN"), "{error}");
     fs::set_permissions(site.token.pin_file(), fs::Permissions::from_mode(0o600)).unwrap();
     // A file where the folder should be: refused as root too, whom no mode stops.
+    fs::remove_dir_all(site.path().join("store")).unwrap();
     fs::write(site.path().join("store"), "").unwrap();
     let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
     assert!(error.contains("store"), "{error}");

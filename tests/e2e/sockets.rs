@@ -65,7 +65,7 @@ async fn abstract_and_misplaced_sockets_are_refused() {
     std::fs::write(site.config(), &config).unwrap();
     std::fs::write(site.kms_socket(), "a file").unwrap();
     let error = site.keystead(["serve"]).expect_failure(1);
-    assert!(error.contains("not a socket"), "{error}");
+    assert!(error.contains("not a stream socket"), "{error}");
     assert_eq!(std::fs::read(site.kms_socket()).unwrap(), b"a file");
 }
 
