@@ -112,6 +112,7 @@ pub struct Binary {
 /// Values of Keystead against the echo server's, of one cell.
 struct Ratio {
     median: f64,
+    /// Lower and upper quartile.
     low: f64,
     high: f64,
 }
@@ -129,7 +130,7 @@ impl Cell {
     /// Median of the ratios of each round, so that a machine that slows down between rounds moves no ratio.
     fn ratio(&self, of: impl Fn(&Sample) -> f64) -> Ratio {
         let ratios = || self.keystead.iter().zip(&self.echo).map(|(keystead, echo)| of(keystead) / of(echo));
-        let (low, high) = stats::range(ratios()).unwrap_or((f64::NAN, f64::NAN));
+        let (low, high) = stats::quartiles(ratios()).unwrap_or((f64::NAN, f64::NAN));
         Ratio { median: stats::median(ratios()).unwrap_or(f64::NAN), low, high }
     }
 }
@@ -172,7 +173,7 @@ impl Report {
         let (machine, options) = (&self.machine, &self.options);
         let mut text = format!(
             "{} cores, {}, Linux {}; load before: {:.2}\n\
-             {} rounds of {} s each, after {} s of warm-up; {} workers, {} generator thread(s)\n",
+             {} rounds of {:.2} s each, after {:.2} s of warm-up; echo with {} workers, {} generator thread(s)\n",
             machine.cores,
             machine.processor,
             machine.kernel,
@@ -196,6 +197,9 @@ impl Report {
                 lengths.annotation_key.len(),
                 lengths.annotation
             );
+        }
+        if let Some(threads) = self.server_threads {
+            let _ = writeln!(text, "The daemon's server has {threads} threads, its first included");
         }
         text.push_str(&self.noise().unwrap_or_default());
         text
@@ -226,7 +230,7 @@ impl Report {
                 if bound { verdict(ratio.median >= budget::THROUGHPUT_RATIO) } else { "–".into() },
             ]
         });
-        table("Throughput", "call|callers|echo /s|Keystead /s|ratio|of rounds|budget|verdict", rows)
+        table("Throughput", "call|callers|echo /s|Keystead /s|ratio|middle half|budget|verdict", rows)
     }
 
     fn latency(&self) -> Option<String> {

@@ -51,10 +51,10 @@ pub struct RunArgs {
     /// Few and short rounds: shows that everything works, measures nothing well
     #[arg(long)]
     quick: bool,
-    /// Rounds of each measurement [default: 15, quick: 2]
+    /// Rounds of each measurement [default: 51, quick: 2]
     #[arg(long)]
     rounds: Option<usize>,
-    /// Seconds of one round of one call [default: 0.5, quick: 0.1]
+    /// Seconds of one round of one call [default: 0.15, quick: 0.1]
     #[arg(long, value_parser = crate::seconds)]
     seconds: Option<f64>,
     /// Take only these measurements
@@ -92,7 +92,7 @@ impl Plan {
     fn new(args: &RunArgs) -> Self {
         let (rounds, seconds, starts, burst, generations) = match args.quick {
             true => (2, 0.1, 3, 500, vec![1, 3]),
-            false => (15, 0.5, 20, 10_000, vec![1, 10, 100, 1_000]),
+            false => (51, 0.15, 20, 10_000, vec![1, 10, 100, 1_000]),
         };
         let seconds = args.seconds.unwrap_or(seconds);
         let mut generations = args.generations.clone().unwrap_or(generations);
@@ -101,7 +101,7 @@ impl Plan {
         Self {
             rounds: args.rounds.unwrap_or(rounds).max(1),
             stretch: Stretch {
-                warm_up: Duration::from_secs_f64(seconds / 5.0),
+                warm_up: Duration::from_secs_f64(seconds / 3.0),
                 measured: Duration::from_secs_f64(seconds),
             },
             starts,
@@ -268,7 +268,9 @@ impl<'a> Pair<'a> {
             .map(|(call, concurrency)| Cell { call: *call, concurrency: *concurrency, echo: vec![], keystead: vec![] })
             .collect();
         for round in 0..rounds {
-            eprintln!("round {} of {rounds}", round + 1);
+            if round.is_multiple_of(10) {
+                eprintln!("round {} of {rounds}", round + 1);
+            }
             for step in 0..cells.len() {
                 let at = (step + round) % kinds.len();
                 let (call, callers) = kinds[at];
@@ -386,7 +388,7 @@ async fn by_generations(
         }
         let pair = Pair::of(echo, &daemon, &sealed);
         let kinds = [(Call::Encrypt, CALLERS), (Call::Decrypt, CALLERS)];
-        let cells = pair.cells(&kinds, plan.rounds.min(5), plan.stretch).await?;
+        let cells = pair.cells(&kinds, plan.rounds.min(31), plan.stretch).await?;
         let server = largest_memory(&pair.roles, &cells).remove("server").unwrap_or_default();
         steps.push(Step {
             generations,

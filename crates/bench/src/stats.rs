@@ -20,6 +20,14 @@ pub fn range(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
+/// The values that a quarter and three quarters of them do not exceed, nearest rank: between them lies the middle half.
+pub fn quartiles(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
+    let mut sorted: Vec<f64> = values.into_iter().collect();
+    sorted.sort_by(f64::total_cmp);
+    let rank = sorted.len().div_ceil(4);
+    Some((*sorted.get(rank.checked_sub(1)?)?, *sorted.get(sorted.len() - rank)?))
+}
+
 /// The `share` quantile (0 to 1) of sorted values, nearest rank. 0 of nothing.
 pub fn quantile(sorted: &[u32], share: f64) -> u32 {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
@@ -41,6 +49,14 @@ mod tests {
     fn range_holds_both_ends() {
         assert_eq!(range([3.0, 1.0, 2.0]), Some((1.0, 3.0)));
         assert_eq!(range([]), None);
+    }
+
+    #[test]
+    fn quartiles_hold_the_middle_half() {
+        assert_eq!(quartiles((1..=8).rev().map(f64::from)), Some((2.0, 7.0)));
+        assert_eq!(quartiles([5.0, 9.0]), Some((5.0, 9.0)));
+        assert_eq!(quartiles([5.0]), Some((5.0, 5.0)));
+        assert_eq!(quartiles([]), None);
     }
 
     #[test]
