@@ -32,7 +32,7 @@ use crate::telemetry::state::{self, State};
 /// How long a connection may take to open HTTP/2.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection that carried seeds may rest before its buffers are given up.
-const RECYCLE_AFTER: Duration = Duration::from_secs(5);
+const RECYCLE_AFTER: Duration = Duration::from_secs(2);
 /// Longest admin message: requests carry next to nothing.
 const MAX_ADMIN_MESSAGE: usize = 64 << 10;
 /// Admin clients at once: people and their scripts.

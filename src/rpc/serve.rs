@@ -105,21 +105,20 @@ where
             .initial_connection_window_size(CONNECTION_WINDOW)
             .serve_connection(TokioIo::new(io), service)
     );
-    let mut rested = std::pin::pin!(activity.rested(settings.recycle_after));
-    let mut ending = false;
-    loop {
-        tokio::select! {
-            outcome = connection.as_mut() => {
-                if let Err(error) = outcome {
-                    tracing::debug!(%error, "a connection ended in error");
-                }
-                return;
-            }
-            _ = closed.wait_for(|closed| *closed), if !ending => {}
-            () = rested.as_mut(), if !ending => {}
+    let ended = |outcome: hyper::Result<()>| {
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "a connection ended in error");
         }
-        ending = true;
-        connection.as_mut().graceful_shutdown();
+    };
+    tokio::select! {
+        outcome = connection.as_mut() => return ended(outcome),
+        _ = closed.wait_for(|closed| *closed) => {}
+        () = activity.rested(settings.recycle_after) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    // A client that does not answer the farewell is not waited for.
+    if let Ok(outcome) = tokio::time::timeout(settings.drain_timeout, connection).await {
+        ended(outcome);
     }
 }
 

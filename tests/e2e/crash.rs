@@ -106,7 +106,7 @@ async fn a_full_disk_at_any_write_refuses_the_rotation_and_serves_on() {
     daemon.until_serving().await;
     let mut kms = daemon.kms().await;
     let before = encrypt(&mut kms, b"seed").await;
-    let error = site.keystead(["key", "rotate", "--yes"]).expect_failure(1);
+    let error = site.keystead(["key", "rotate", "--yes"]).expect_failure(4);
     assert!(error.contains("No space left"), "{error}");
     assert_eq!(decrypt(&mut kms, &before).await.unwrap(), b"seed");
     assert_eq!(encrypt(&mut kms, b"seed").await.key_id, before.key_id);

@@ -88,7 +88,7 @@ async fn hung_custodian_is_replaced_while_requests_are_served() {
     let load = Load::start(&kms).await;
     let hung = daemon.kill_role("custodian", Signal::STOP);
     // Anything that needs custody finds out; a rotation does at once.
-    site.keystead(["key", "rotate", "--yes"]).expect_failure(1);
+    site.keystead(["key", "rotate", "--yes"]).expect_failure(4);
     daemon
         .until("a new custodian that answers", |status| {
             let custody = status.custody.clone().unwrap_or_default();

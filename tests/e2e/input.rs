@@ -84,7 +84,7 @@ async fn connections_beyond_the_limit_are_refused_and_slots_come_back() {
     }
     held.clear();
     // And a new one gets a slot again.
-    crate::memory::wait_until_async("a slot is free again", || async {
+    crate::memory::wait_until_async("a slot is free again", async || {
         match crate::clients::try_channel(site.kms_socket()).await {
             Ok(channel) => Kms::new(channel).status(keystead_wire::kms::v2::StatusRequest {}).await.is_ok(),
             Err(_) => false,
