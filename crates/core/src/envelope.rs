@@ -50,6 +50,7 @@ impl EnvelopeKey {
             .encrypt_inout_detached(&nonce.into(), context.as_bytes(), InOutBuf::from(&mut envelope[1 + NONCE_LEN..]))
             // GCM refuses only inputs of 64 GiB and more; callers bound theirs to kilobytes.
             .expect("plaintext within GCM's bounds");
+        wipe_stack();
         envelope.extend_from_slice(&tag);
         envelope
     }
@@ -66,14 +67,14 @@ impl EnvelopeKey {
         let (nonce, rest) = rest.split_first_chunk::<NONCE_LEN>().ok_or(EnvelopeError::TooShort)?;
         let (ciphertext, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(EnvelopeError::TooShort)?;
         let mut plaintext = Zeroizing::new(ciphertext.to_vec());
-        self.0
-            .decrypt_inout_detached(
-                nonce.into(),
-                context.as_bytes(),
-                InOutBuf::from(plaintext.as_mut_slice()),
-                tag.into(),
-            )
-            .map_err(|_| EnvelopeError::NotAuthentic)?;
+        let opened = self.0.decrypt_inout_detached(
+            nonce.into(),
+            context.as_bytes(),
+            InOutBuf::from(plaintext.as_mut_slice()),
+            tag.into(),
+        );
+        wipe_stack();
+        opened.map_err(|_| EnvelopeError::NotAuthentic)?;
         Ok(plaintext)
     }
 
@@ -81,6 +82,13 @@ impl EnvelopeKey {
     pub fn memory(&self) -> (*const u8, usize) {
         (std::ptr::from_ref(&*self.0).cast(), size_of::<Xaes256Gcm>())
     }
+}
+
+/// Overwrites the stack that the cipher has just used and left: its blocks of plaintext and keys lie there until somebody
+/// else happens to go as deep. 8 KiB is several times what it takes.
+#[inline(never)]
+fn wipe_stack() {
+    std::hint::black_box(&[0_u8; 8 << 10]);
 }
 
 impl fmt::Debug for EnvelopeKey {
