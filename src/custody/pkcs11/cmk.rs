@@ -180,7 +180,7 @@ pub(super) fn find(session: &Session, root: &RootId) -> Result<Option<Cmk>, Fail
     }
     let public = publics.first().copied();
     match (aes.as_slice(), ec.as_slice(), rsa.as_slice()) {
-        ([], [], []) => session.require_login().map(|()| None),
+        ([], [], []) => session.believe_nothing_found().map(|()| None),
         ([key], [], []) => Ok(Some(Cmk::Aes(*key))),
         ([], [private], []) => {
             let point = ecdh::point(session, public.unwrap_or(*private))?;
@@ -212,7 +212,7 @@ pub(super) fn list(session: &Session) -> Result<Vec<RootId>, Failure> {
         }
     }
     if roots.is_empty() {
-        session.require_login()?;
+        session.believe_nothing_found()?;
     }
     roots.sort();
     Ok(roots)
@@ -222,12 +222,12 @@ pub(super) fn list(session: &Session) -> Result<Vec<RootId>, Failure> {
 pub(super) fn destroy(session: &Session, root: &RootId) -> Result<(), Failure> {
     let objects = objects(session, root)?;
     if objects.is_empty() {
-        return session.require_login();
+        return session.believe_nothing_found();
     }
     for object in objects {
         session.call().destroy_object(object)?;
     }
-    Ok(())
+    session.destroyed_object()
 }
 
 /// Token objects with that ID, epoch secrets excepted: no root ID must reach those.

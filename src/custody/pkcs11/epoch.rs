@@ -60,7 +60,7 @@ pub(super) fn list(session: &Session, keyring: &KeyringId, node: &NodeId) -> Res
         }
     }
     if numbers.is_empty() {
-        session.require_login()?;
+        session.believe_nothing_found()?;
     }
     numbers.sort_unstable();
     numbers.dedup();
@@ -105,7 +105,10 @@ pub(super) fn derive(
 /// Destroys the secret if it is there.
 pub(super) fn destroy(session: &Session, epoch: &EpochRef) -> Result<(), Failure> {
     match find(session, epoch)? {
-        Some(key) => Ok(session.call().destroy_object(key)?),
+        Some(key) => {
+            session.call().destroy_object(key)?;
+            session.destroyed_object()
+        }
         None => Ok(()),
     }
 }
@@ -169,7 +172,7 @@ fn find(session: &Session, epoch: &EpochRef) -> Result<Option<ObjectHandle>, Fai
         Attribute::Id(object_id(epoch)),
     ];
     match session.call().find_objects(&template)?.as_slice() {
-        [] => session.require_login().map(|()| None),
+        [] => session.believe_nothing_found().map(|()| None),
         [key] => Ok(Some(*key)),
         _ => Err(Failure::device(format!("the token has epoch secret {} twice", epoch.number))),
     }
