@@ -27,7 +27,9 @@ pub const CASES: &[(&str, TokenCase)] = &[
 /// Faults that are built on SoftHSM's ways: the caller makes the IV there.
 pub const SOFTHSM_CASES: &[(&str, TokenCase)] = &[
     ("iv_appended_by_the_token_is_used", |make| iv_mode(make, "appended", "aes-gcm (IV by token, appended)")),
-    ("iv_written_back_by_the_token_is_used", |make| iv_mode(make, "written-back", "aes-gcm (IV by token, written back)")),
+    ("iv_written_back_by_the_token_is_used", |make| {
+        iv_mode(make, "written-back", "aes-gcm (IV by token, written back)")
+    }),
     ("token_that_opens_a_wrap_of_another_context_is_refused", deaf),
     ("poisoned_session_is_dropped_and_the_request_served", poisoned),
     ("token_unplugged_and_back_is_used_again", unplugged),

@@ -34,7 +34,14 @@ pub fn plug_in(rig: &Rig) -> io::Result<()> {
 }
 
 fn module() -> PathBuf {
-    let places = ["/usr/lib/softhsm", "/usr/lib/x86_64-linux-gnu/softhsm", "/usr/lib/aarch64-linux-gnu/softhsm", "/usr/lib64/pkcs11"];
+    let places = [
+        "/usr/lib/softhsm",
+        "/usr/lib/x86_64-linux-gnu/softhsm",
+        "/usr/lib/aarch64-linux-gnu/softhsm",
+        "/usr/lib64/pkcs11",
+    ];
     let mut modules = places.iter().map(|place| PathBuf::from(place).join("libsofthsm2.so"));
-    modules.find(|module| module.exists()).expect("SoftHSM is not installed (package softhsm2; scripts/test installs it)")
+    modules
+        .find(|module| module.exists())
+        .expect("SoftHSM is not installed (package softhsm2; scripts/test installs it)")
 }

@@ -120,20 +120,13 @@ impl Cmk {
             (Self::Aes(key), Mechanism::AesGcm(mode)) => aes_gcm::seal(session, *key, mode, &bytes, kek),
             (Self::Aes(key), _) => aes_gcm::seal(session, *key, IvMode::Caller, &bytes, kek),
             (Self::Ec { point, .. }, _) => Ok(ecdh::seal(point, context, kek)),
-            (Self::Rsa { public, .. }, Mechanism::RsaOaep(hash)) => {
-                rsa_oaep::seal(session, *public, hash, &bytes, kek)
-            }
+            (Self::Rsa { public, .. }, Mechanism::RsaOaep(hash)) => rsa_oaep::seal(session, *public, hash, &bytes, kek),
             (Self::Rsa { public, .. }, _) => rsa_oaep::seal(session, *public, OaepHash::Sha256, &bytes, kek)
                 .or_else(|_| rsa_oaep::seal(session, *public, OaepHash::Sha1, &bytes, kek)),
         }
     }
 
-    pub(super) fn open(
-        &self,
-        session: &Session,
-        context: &WrapContext,
-        wrap: &Construction,
-    ) -> Result<Kek, Failure> {
+    pub(super) fn open(&self, session: &Session, context: &WrapContext, wrap: &Construction) -> Result<Kek, Failure> {
         let bytes = context.to_bytes();
         match (self, wrap) {
             (Self::Aes(key), Construction::AesGcm { iv, sealed }) => aes_gcm::open(session, *key, &bytes, iv, sealed),
@@ -252,8 +245,7 @@ pub(super) fn class_and_type(
 
 /// Refuses a token that made the key extractable although told not to.
 pub(super) fn require_kept(session: &Session, key: ObjectHandle) -> Result<(), Failure> {
-    let attributes =
-        session.call().get_attributes(key, &[AttributeType::Sensitive, AttributeType::Extractable])?;
+    let attributes = session.call().get_attributes(key, &[AttributeType::Sensitive, AttributeType::Extractable])?;
     let sensitive = attributes.iter().any(|a| matches!(a, Attribute::Sensitive(true)));
     let kept = attributes.iter().any(|a| matches!(a, Attribute::Extractable(false)));
     if sensitive && kept {

@@ -166,11 +166,7 @@ fn fill(out: &mut [u8], tag: &[u8]) -> Result<(), Failure> {
 
 /// The secret's handle, if the token, logged in, has it.
 fn find(session: &Session, epoch: &EpochRef) -> Result<Option<ObjectHandle>, Failure> {
-    let template = [
-        Attribute::Token(true),
-        Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::Id(object_id(epoch)),
-    ];
+    let template = [Attribute::Token(true), Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Id(object_id(epoch))];
     match session.call().find_objects(&template)?.as_slice() {
         [] => session.believe_nothing_found().map(|()| None),
         [key] => Ok(Some(*key)),

@@ -72,20 +72,14 @@ fn new_kek(token: &Token, session: &mut Session, context: &WrapContext) -> Resul
     wrapped
 }
 
-fn wrap_new(
-    session: &Session,
-    cmk: &Cmk,
-    mechanism: cmk::Mechanism,
-    context: &WrapContext,
-) -> Result<Answer, Failure> {
+fn wrap_new(session: &Session, cmk: &Cmk, mechanism: cmk::Mechanism, context: &WrapContext) -> Result<Answer, Failure> {
     let kek = Kek::take(&mut *random::mixed(session)?);
     let wrap = cmk.seal(session, mechanism, context, &kek)?;
     // Opened once before anything depends on it.
     if cmk.open(session, context, &wrap)?.commitment() != kek.commitment() {
         return Err(Failure::device("the token opened a new wrap to another key"));
     }
-    let wrap =
-        WrappedKek { root_kind: context.root_kind, root_id: context.root_id.clone(), bytes: wrap.to_bytes() };
+    let wrap = WrappedKek { root_kind: context.root_kind, root_id: context.root_id.clone(), bytes: wrap.to_bytes() };
     Ok(Answer::NewKek { wrap, kek })
 }
 

@@ -136,8 +136,7 @@ impl Token {
     }
 
     fn session(&self) -> Result<Session, Unanswered> {
-        Session::open(&self.opening)
-            .map_err(|failure| Unanswered::Lost(failure.into_error().to_string()))
+        Session::open(&self.opening).map_err(|failure| Unanswered::Lost(failure.into_error().to_string()))
     }
 }
 
@@ -177,7 +176,11 @@ fn login(
         Err(error) => return Err(Failure::from(error).into_error()),
     };
     match code {
-        RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange | RvError::PinExpired | RvError::PinLocked => {
+        RvError::PinIncorrect
+        | RvError::PinInvalid
+        | RvError::PinLenRange
+        | RvError::PinExpired
+        | RvError::PinLocked => {
             if let Err(error) = note.put_down() {
                 tracing::error!(%error, "a rejected PIN could not be noted: do not restart before the PIN file is right");
             }
