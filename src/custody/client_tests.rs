@@ -95,10 +95,7 @@ async fn new_custodian_takes_over_and_the_old_ones_calls_are_gone() {
 async fn calls_beyond_the_bound_are_busy_and_leave_the_others_alone() {
     let (client, _custodian) = attached(2);
     let (one, two, three) = tokio::join!(client.probe(), client.probe(), client.probe());
-    assert_eq!(
-        [one, two, three],
-        [Err(CustodyError::TimedOut), Err(CustodyError::TimedOut), Err(CustodyError::Busy)]
-    );
+    assert_eq!([one, two, three], [Err(CustodyError::TimedOut), Err(CustodyError::TimedOut), Err(CustodyError::Busy)]);
 }
 
 #[tokio::test]

@@ -119,7 +119,9 @@ pub enum CustodyError {
     PinRejected { serial: String, final_try: bool },
     #[error("the user PIN of token {serial} is locked. Unlock it with the security officer's PIN")]
     PinLocked { serial: String },
-    #[error("token {serial} has one PIN try left, which Keystead does not use up. Log in once by hand to reset the count")]
+    #[error(
+        "token {serial} has one PIN try left, which Keystead does not use up. Log in once by hand to reset the count"
+    )]
     PinFinalTry { serial: String },
     #[error("the PIN cannot be read: {detail}")]
     PinUnreadable { detail: String },

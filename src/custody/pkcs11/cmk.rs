@@ -120,20 +120,13 @@ impl Cmk {
             (Self::Aes(key), Mechanism::AesGcm(mode)) => aes_gcm::seal(session, *key, mode, &bytes, kek),
             (Self::Aes(key), _) => aes_gcm::seal(session, *key, IvMode::Caller, &bytes, kek),
             (Self::Ec { point, .. }, _) => Ok(ecdh::seal(point, context, kek)),
-            (Self::Rsa { public, .. }, Mechanism::RsaOaep(hash)) => {
-                rsa_oaep::seal(session, *public, hash, &bytes, kek)
-            }
+            (Self::Rsa { public, .. }, Mechanism::RsaOaep(hash)) => rsa_oaep::seal(session, *public, hash, &bytes, kek),
             (Self::Rsa { public, .. }, _) => rsa_oaep::seal(session, *public, OaepHash::Sha256, &bytes, kek)
                 .or_else(|_| rsa_oaep::seal(session, *public, OaepHash::Sha1, &bytes, kek)),
         }
     }
 
-    pub(super) fn open(
-        &self,
-        session: &Session,
-        context: &WrapContext,
-        wrap: &Construction,
-    ) -> Result<Kek, Failure> {
+    pub(super) fn open(&self, session: &Session, context: &WrapContext, wrap: &Construction) -> Result<Kek, Failure> {
         let bytes = context.to_bytes();
         match (self, wrap) {
             (Self::Aes(key), Construction::AesGcm { iv, sealed }) => aes_gcm::open(session, *key, &bytes, iv, sealed),
@@ -180,7 +173,7 @@ pub(super) fn find(session: &Session, root: &RootId) -> Result<Option<Cmk>, Fail
     }
     let public = publics.first().copied();
     match (aes.as_slice(), ec.as_slice(), rsa.as_slice()) {
-        ([], [], []) => session.require_login().map(|()| None),
+        ([], [], []) => session.believe_nothing_found().map(|()| None),
         ([key], [], []) => Ok(Some(Cmk::Aes(*key))),
         ([], [private], []) => {
             let point = ecdh::point(session, public.unwrap_or(*private))?;
@@ -212,7 +205,7 @@ pub(super) fn list(session: &Session) -> Result<Vec<RootId>, Failure> {
         }
     }
     if roots.is_empty() {
-        session.require_login()?;
+        session.believe_nothing_found()?;
     }
     roots.sort();
     Ok(roots)
@@ -222,12 +215,12 @@ pub(super) fn list(session: &Session) -> Result<Vec<RootId>, Failure> {
 pub(super) fn destroy(session: &Session, root: &RootId) -> Result<(), Failure> {
     let objects = objects(session, root)?;
     if objects.is_empty() {
-        return session.require_login();
+        return session.believe_nothing_found();
     }
     for object in objects {
         session.call().destroy_object(object)?;
     }
-    Ok(())
+    session.destroyed_object()
 }
 
 /// Token objects with that ID, epoch secrets excepted: no root ID must reach those.
@@ -252,8 +245,7 @@ pub(super) fn class_and_type(
 
 /// Refuses a token that made the key extractable although told not to.
 pub(super) fn require_kept(session: &Session, key: ObjectHandle) -> Result<(), Failure> {
-    let attributes =
-        session.call().get_attributes(key, &[AttributeType::Sensitive, AttributeType::Extractable])?;
+    let attributes = session.call().get_attributes(key, &[AttributeType::Sensitive, AttributeType::Extractable])?;
     let sensitive = attributes.iter().any(|a| matches!(a, Attribute::Sensitive(true)));
     let kept = attributes.iter().any(|a| matches!(a, Attribute::Extractable(false)));
     if sensitive && kept {

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use super::failure::Failure;
 use super::module::Module;
-use super::session::Operations;
 use super::token::{Token, Unanswered};
 use crate::custody::contract::{Answer, CustodyError, Request, TokenDescription};
 use crate::custody::settings::CustodySettings;
@@ -20,7 +19,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// A PKCS#11 token as custody, whatever its state.
 pub struct Device {
     settings: CustodySettings,
-    operations: Operations,
+    operations: Arc<AtomicU64>,
     state: RwLock<State>,
 }
 
@@ -132,7 +131,7 @@ impl Device {
 
 impl State {
     /// Opens the token, or repeats the last refusal if that is less than a second old.
-    fn open(&mut self, settings: &CustodySettings, operations: &Operations) -> Result<(), CustodyError> {
+    fn open(&mut self, settings: &CustodySettings, operations: &Arc<AtomicU64>) -> Result<(), CustodyError> {
         if let Some(Attempt { at, outcome: Err(error) }) = &self.last_attempt
             && at.elapsed() < RETRY_PAUSE
         {
@@ -146,7 +145,7 @@ impl State {
         outcome
     }
 
-    fn try_open(&mut self, settings: &CustodySettings, operations: &Operations) -> Result<(), CustodyError> {
+    fn try_open(&mut self, settings: &CustodySettings, operations: &Arc<AtomicU64>) -> Result<(), CustodyError> {
         let module = self.start_module(settings)?;
         self.token = Some(Token::open(module, settings, operations)?);
         self.opening += 1;

@@ -18,10 +18,7 @@ use crate::custody::contract::CustodyError;
 /// DER of the object identifier of P-256, 1.2.840.10045.3.1.7.
 const P256: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 
-pub(super) fn generate(
-    session: &Session,
-    spec: &KeySpec<'_>,
-) -> Result<(ObjectHandle, ObjectHandle), Failure> {
+pub(super) fn generate(session: &Session, spec: &KeySpec<'_>) -> Result<(ObjectHandle, ObjectHandle), Failure> {
     let mut public = spec.public();
     public.push(Attribute::EcParams(P256.to_vec()));
     let mut private = spec.secret();

@@ -60,7 +60,7 @@ pub(super) fn list(session: &Session, keyring: &KeyringId, node: &NodeId) -> Res
         }
     }
     if numbers.is_empty() {
-        session.require_login()?;
+        session.believe_nothing_found()?;
     }
     numbers.sort_unstable();
     numbers.dedup();
@@ -105,7 +105,10 @@ pub(super) fn derive(
 /// Destroys the secret if it is there.
 pub(super) fn destroy(session: &Session, epoch: &EpochRef) -> Result<(), Failure> {
     match find(session, epoch)? {
-        Some(key) => Ok(session.call().destroy_object(key)?),
+        Some(key) => {
+            session.call().destroy_object(key)?;
+            session.destroyed_object()
+        }
         None => Ok(()),
     }
 }
@@ -163,13 +166,9 @@ fn fill(out: &mut [u8], tag: &[u8]) -> Result<(), Failure> {
 
 /// The secret's handle, if the token, logged in, has it.
 fn find(session: &Session, epoch: &EpochRef) -> Result<Option<ObjectHandle>, Failure> {
-    let template = [
-        Attribute::Token(true),
-        Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::Id(object_id(epoch)),
-    ];
+    let template = [Attribute::Token(true), Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Id(object_id(epoch))];
     match session.call().find_objects(&template)?.as_slice() {
-        [] => session.require_login().map(|()| None),
+        [] => session.believe_nothing_found().map(|()| None),
         [key] => Ok(Some(*key)),
         _ => Err(Failure::device(format!("the token has epoch secret {} twice", epoch.number))),
     }

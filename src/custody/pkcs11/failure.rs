@@ -10,6 +10,8 @@ pub(super) enum Failure {
     Final(CustodyError),
     /// Tokens say this of a damaged wrap and of a damaged device alike (SoftHSM: `CKR_GENERAL_ERROR`).
     Suspect(String),
+    /// The token shows nothing at all: it may be empty, or unplugged without anybody having said so.
+    Hollow,
     /// A session or an object handle is no longer good, as after a token was unplugged, or another login.
     Stale(String),
 }
@@ -28,6 +30,7 @@ impl Failure {
         match self {
             Self::Final(error) => error,
             Self::Suspect(detail) | Self::Stale(detail) => CustodyError::Device { detail },
+            Self::Hollow => CustodyError::Device { detail: "the token shows no object any more".to_owned() },
         }
     }
 }
@@ -43,7 +46,6 @@ impl From<Error> for Failure {
             | RvError::SessionHandleInvalid
             | RvError::SessionClosed
             | RvError::DeviceRemoved
-            | RvError::DeviceError
             | RvError::TokenNotPresent
             | RvError::TokenNotRecognized
             | RvError::SlotIdInvalid
@@ -52,7 +54,9 @@ impl From<Error> for Failure {
             | RvError::OperationActive
             | RvError::OperationNotInitialized
             | RvError::FunctionCanceled => Self::Stale(detail),
+            // DeviceError is what Kryoptic says of a damaged OAEP block.
             RvError::GeneralError
+            | RvError::DeviceError
             | RvError::FunctionFailed
             | RvError::FunctionRejected
             | RvError::ArgumentsBad

@@ -187,14 +187,15 @@ fn try_authentication(
     token: bool,
 ) -> Result<(), Failure> {
     let (one, two) = (random::kernel::<16>()?, random::kernel::<16>()?);
-    let make = |id: &[u8; 16]| {
-        epoch::generate(anchor, authentication, &KeySpec { token, id: id.as_slice(), label: LABEL })
-    };
-    let keys = [make(&one)?, make(&two)?];
-    let verdict = fresh().and_then(|session| compare(&session, authentication, keys));
-    for key in keys {
-        anchor.call().destroy_object(key)?;
-    }
+    let make =
+        |id: &[u8; 16]| epoch::generate(anchor, authentication, &KeySpec { token, id: id.as_slice(), label: LABEL });
+    let first = make(&one)?;
+    let verdict = make(&two).and_then(|second| {
+        let verdict = fresh().and_then(|session| compare(&session, authentication, [first, second]));
+        anchor.call().destroy_object(second)?;
+        verdict
+    });
+    anchor.call().destroy_object(first)?;
     verdict
 }
 

@@ -46,7 +46,9 @@ fn path(source: &PinSource) -> Result<PathBuf, CustodyError> {
                 return Err(unreadable(format!("{name:?} is no name of a credential")));
             }
             let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-                unreadable(format!("no credential {name}: the unit sets none (LoadCredential=, SetCredentialEncrypted=)"))
+                unreadable(format!(
+                    "no credential {name}: the unit sets none (LoadCredential=, SetCredentialEncrypted=)"
+                ))
             })?;
             Ok(PathBuf::from(folder).join(name))
         }

@@ -20,7 +20,9 @@ pub(super) fn perform(token: &Token, session: &mut Session, request: &Request) -
         Request::Unwrap { context, wrap } => unwrap(session, context, wrap).map(Answer::Kek),
         Request::ListEpochs { keyring, node } => epoch::list(session, keyring, node).map(Answer::Epochs),
         Request::CreateEpoch(name) => {
-            epoch::create(session, token.negotiated.authentication, name).map(|()| Answer::Done)
+            epoch::create(session, token.negotiated.authentication, name)?;
+            session.made_object();
+            Ok(Answer::Done)
         }
         Request::DeriveEpochKey { epoch, purpose } => epoch::derive(session, epoch, *purpose).map(Answer::EpochKey),
         Request::DestroyEpoch(name) => epoch::destroy(session, name).map(|()| Answer::Done),
@@ -57,7 +59,9 @@ fn new_kek(token: &Token, session: &mut Session, context: &WrapContext) -> Resul
         None => {
             let label = cmk::label(context);
             let spec = KeySpec { token: true, id: context.root_id.as_bytes(), label: &label };
-            (Cmk::generate(session, mechanism, &spec, CMK_BITS)?, true)
+            let cmk = Cmk::generate(session, mechanism, &spec, CMK_BITS)?;
+            session.made_object();
+            (cmk, true)
         }
     };
     let wrapped = wrap_new(session, &cmk, mechanism, context);
@@ -68,20 +72,14 @@ fn new_kek(token: &Token, session: &mut Session, context: &WrapContext) -> Resul
     wrapped
 }
 
-fn wrap_new(
-    session: &Session,
-    cmk: &Cmk,
-    mechanism: cmk::Mechanism,
-    context: &WrapContext,
-) -> Result<Answer, Failure> {
+fn wrap_new(session: &Session, cmk: &Cmk, mechanism: cmk::Mechanism, context: &WrapContext) -> Result<Answer, Failure> {
     let kek = Kek::take(&mut *random::mixed(session)?);
     let wrap = cmk.seal(session, mechanism, context, &kek)?;
     // Opened once before anything depends on it.
     if cmk.open(session, context, &wrap)?.commitment() != kek.commitment() {
         return Err(Failure::device("the token opened a new wrap to another key"));
     }
-    let wrap =
-        WrappedKek { root_kind: context.root_kind, root_id: context.root_id.clone(), bytes: wrap.to_bytes() };
+    let wrap = WrappedKek { root_kind: context.root_kind, root_id: context.root_id.clone(), bytes: wrap.to_bytes() };
     Ok(Answer::NewKek { wrap, kek })
 }
 

@@ -60,8 +60,7 @@ pub(super) fn open(
         return Err(Failure::Suspect("the OAEP block does not hold a 32-byte key".into()));
     }
     transport.copy_from_slice(&opened);
-    wrap::open_under_transport_key(&transport, context, sealed)
-        .map_err(|error| Failure::Suspect(error.to_string()))
+    wrap::open_under_transport_key(&transport, context, sealed).map_err(|error| Failure::Suspect(error.to_string()))
 }
 
 /// No label: tokens differ in whether they take one, and the context is bound by what the block's key seals.

@@ -1,11 +1,10 @@
 //! A token that is logged in: its anchor session, its seats, and what a failed request means.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cryptoki::context::Pkcs11;
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::UserType;
-use cryptoki::slot::Slot;
 use keystead_core::RootId;
 
 use super::canary;
@@ -13,7 +12,7 @@ use super::failure::{Failure, describe};
 use super::latch::Latch;
 use super::module::Module;
 use super::negotiate::{Negotiated, negotiate};
-use super::session::{Operations, Session};
+use super::session::{Opening, Session};
 use super::{pin, requests};
 use crate::custody::contract::{Answer, CustodyError, PinState, Request, TokenSummary};
 use crate::custody::settings::CustodySettings;
@@ -28,9 +27,7 @@ pub(super) struct Token {
     /// The CMK used last, for a probe to try.
     last_used: Mutex<Option<RootId>>,
     pub(super) summary: TokenSummary,
-    pkcs11: Pkcs11,
-    slot: Slot,
-    operations: Operations,
+    opening: Opening,
 }
 
 /// Why a token did not answer.
@@ -46,13 +43,17 @@ impl Token {
     pub(super) fn open(
         module: &Module,
         settings: &CustodySettings,
-        operations: &Operations,
+        operations: &Arc<AtomicU64>,
     ) -> Result<Self, CustodyError> {
         let (slot, mut summary) = module.find(&settings.token)?;
-        let anchor = login(module, slot, &mut summary, settings, operations)?;
         let pkcs11 = module.pkcs11().clone();
-        let fresh = || Session::open(&pkcs11, slot, operations);
+        let empty = Arc::new(AtomicBool::new(false));
+        let opening = Opening { pkcs11, slot, empty, operations: Arc::clone(operations) };
+        let anchor = login(module, &opening, &mut summary, settings)?;
+        let fresh = || Session::open(&opening);
         let negotiated = negotiate(&anchor, &fresh, settings.mechanism).map_err(Failure::into_error)?;
+        let shows_objects = anchor.shows_objects().map_err(Failure::into_error)?;
+        opening.empty.store(!shows_objects, Ordering::Relaxed);
         tracing::info!(
             serial = summary.serial,
             mechanism = %negotiated.mechanism,
@@ -65,9 +66,7 @@ impl Token {
             _anchor: Mutex::new(anchor),
             last_used: Mutex::new(None),
             summary,
-            pkcs11,
-            slot,
-            operations: operations.clone(),
+            opening,
         })
     }
 
@@ -89,6 +88,7 @@ impl Token {
                     return Ok(answer);
                 }
                 Err(Failure::Final(error)) => return Err(Unanswered::Error(error)),
+                Err(failure @ Failure::Hollow) => return Err(Unanswered::Lost(failure.into_error().to_string())),
                 Err(failure) => failure,
             };
             // The session is dropped before the canary's is opened: a failed operation may have poisoned it, and some
@@ -112,7 +112,7 @@ impl Token {
 
     /// Whether the device is well: [`Request::Probe`].
     pub(super) fn probe(&self) -> Result<Answer, Failure> {
-        let mut session = Session::open(&self.pkcs11, self.slot, &self.operations)?;
+        let mut session = Session::open(&self.opening)?;
         let last_used = lock(&self.last_used).clone();
         self.canary(&mut session, last_used.as_ref())?;
         Ok(Answer::Done)
@@ -136,18 +136,16 @@ impl Token {
     }
 
     fn session(&self) -> Result<Session, Unanswered> {
-        Session::open(&self.pkcs11, self.slot, &self.operations)
-            .map_err(|failure| Unanswered::Lost(failure.into_error().to_string()))
+        Session::open(&self.opening).map_err(|failure| Unanswered::Lost(failure.into_error().to_string()))
     }
 }
 
 /// Logs in with at most one try, and only where that try cannot be the last.
 fn login(
     module: &Module,
-    slot: Slot,
+    opening: &Opening,
     summary: &mut TokenSummary,
     settings: &CustodySettings,
-    operations: &Operations,
 ) -> Result<Session, CustodyError> {
     let serial = || summary.serial.clone();
     match summary.pin {
@@ -165,7 +163,7 @@ fn login(
     if summary.pin == PinState::FinalTry {
         return Err(CustodyError::PinFinalTry { serial: serial() });
     }
-    let anchor = Session::open(module.pkcs11(), slot, operations).map_err(Failure::into_error)?;
+    let anchor = Session::open(opening).map_err(Failure::into_error)?;
     let note = latch.prepare(&summary.serial, pin.source)?;
     let code = match anchor.call().login(UserType::User, Some(&pin.value)) {
         Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {
@@ -178,11 +176,15 @@ fn login(
         Err(error) => return Err(Failure::from(error).into_error()),
     };
     match code {
-        RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange | RvError::PinExpired | RvError::PinLocked => {
+        RvError::PinIncorrect
+        | RvError::PinInvalid
+        | RvError::PinLenRange
+        | RvError::PinExpired
+        | RvError::PinLocked => {
             if let Err(error) = note.put_down() {
                 tracing::error!(%error, "a rejected PIN could not be noted: do not restart before the PIN file is right");
             }
-            let now = module.summary(slot).map(|summary| summary.pin);
+            let now = module.summary(opening.slot).map(|summary| summary.pin);
             if matches!(code, RvError::PinLocked) || matches!(now, Ok(PinState::Locked)) {
                 return Err(CustodyError::PinLocked { serial: serial() });
             }

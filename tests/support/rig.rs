@@ -1,0 +1,71 @@
+//! A token made for one test, in a folder that goes with it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use keystead::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
+use tempfile::TempDir;
+
+/// Of tokens that live as long as a test: no secret.
+pub const PIN: &str = "user-pin-1234";
+const SO_PIN: &str = "officer-pin-1234";
+
+pub struct Rig {
+    pub name: &'static str,
+    pub module: PathBuf,
+    pub environment: BTreeMap<String, String>,
+    pub label: String,
+    pub folder: TempDir,
+}
+
+/// How to make a [`Rig`] with tokens of these labels.
+pub type MakeRig = fn(labels: &[&str]) -> Rig;
+
+impl Rig {
+    pub fn pin_file(&self) -> PathBuf {
+        self.folder.path().join("pin")
+    }
+
+    /// Puts another PIN where custody reads it; the token keeps its own.
+    pub fn write_pin(&self, pin: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::write(self.pin_file(), pin).unwrap();
+        std::fs::set_permissions(self.pin_file(), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    /// Settings with which everything works.
+    pub fn settings(&self, mechanism: MechanismChoice) -> CustodySettings {
+        CustodySettings {
+            module: self.module.clone(),
+            token: TokenSelector::Label(self.label.clone()),
+            pin: PinSource::File(self.pin_file()),
+            mechanism,
+            sessions: 2,
+            queue: 64,
+            // Generous: an RSA key pair on a busy machine takes its time.
+            timeout: Duration::from_secs(30),
+            environment: self.environment.clone(),
+            latch_folder: self.folder.path().to_owned(),
+        }
+    }
+}
+
+/// Initialises the first blank token of `module` with `label`, [`PIN`] and a security officer's PIN.
+pub fn init_token(module: &Path, environment: &BTreeMap<String, String>, label: &str) {
+    let output = Command::new("softhsm2-util")
+        .args(["--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", SO_PIN])
+        .arg("--module")
+        .arg(module)
+        .envs(environment)
+        .output()
+        .expect("softhsm2-util cannot be run; install the package softhsm2 (scripts/test does)");
+    assert!(
+        output.status.success(),
+        "no token could be made with {}: {}{}",
+        module.display(),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
