@@ -4,6 +4,8 @@
 pub mod cli;
 pub mod config;
 pub mod custody;
+pub mod failpoint;
+pub mod memory;
 pub mod process;
 pub mod rpc;
 pub mod service;

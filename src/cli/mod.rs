@@ -1,8 +1,186 @@
 //! The command line: one file a command.
+//!
+//! A command makes a [`report::Report`] or fails with a [`exit::Failure`]; printing both, as text or JSON, is done here, once.
+//! Commands reach the running daemon through its sockets only, and find those through the same configuration. What
+//! starts processes or opens a token goes through [`wiring`]. `docs/commands.md` is the reference for people.
 
+mod config_check;
+mod connection;
+mod exit;
+mod init;
+mod internal;
+mod key;
+mod kms;
+mod paint;
+mod report;
+mod serve;
+mod status;
+mod table;
+mod time;
+mod token;
+mod wiring;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::{Settings, Source};
+use crate::failpoint;
+use exit::Failure;
+use report::{Format, Report};
+
+/// Hardware key service for Kubernetes edge masters: KMS v2 on a PKCS#11 token.
+#[derive(Debug, Parser)]
+#[command(name = "keystead", version, arg_required_else_help = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// Config file [default: $KEYSTEAD_CONFIG, else /etc/keystead/config.toml if it exists, else built-in defaults]
+    #[arg(long, global = true, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// What to print: text for people, JSON for programs
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Text)]
+    output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the key: a CMK in the token, the first generation, the store
+    Init(init::Arguments),
+    /// Run the daemon in the foreground
+    Serve,
+    /// Show what the daemon serves, and what an operator should know
+    Status,
+    /// The generations of the key
+    #[command(subcommand)]
+    Key(key::Command),
+    /// The tokens of the PKCS#11 module
+    #[command(subcommand)]
+    Token(token::Command),
+    /// The configuration
+    #[command(subcommand)]
+    Config(config_check::Command),
+    /// Speak the KMS v2 protocol to the daemon, as kube-apiserver does; for debugging
+    Kms(kms::Arguments),
+    /// The process that serves requests; started by `serve`
+    #[command(hide = true)]
+    Server,
+    /// The process that loads the PKCS#11 module; started by `serve`
+    #[command(hide = true)]
+    Custodian,
+}
 
 /// Parses the arguments and runs the command.
 pub fn run() -> ExitCode {
-    ExitCode::SUCCESS
+    failpoint::arm();
+    let matches = match with_exit_codes(Cli::command()).try_get_matches() {
+        Ok(matches) => matches,
+        // Help and version come this way, too, with 0.
+        Err(error) => return exit::usage(&error),
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => return exit::usage(&error),
+    };
+    let format = cli.global.output;
+    match dispatch(cli).and_then(|report| report.print(format)) {
+        Ok(exit) => exit.into(),
+        Err(failure) => failure.print(format),
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<Report, Failure> {
+    let config = cli.global.config.as_deref();
+    match cli.command {
+        Command::Init(arguments) => init::run(&arguments, config),
+        Command::Serve => serve::run(config),
+        Command::Status => status::run(config),
+        Command::Key(command) => key::run(&command, config, cli.global.output),
+        Command::Token(command) => token::run(&command, config),
+        Command::Config(command) => config_check::run(&command, config),
+        Command::Kms(arguments) => kms::run(&arguments, config, cli.global.output),
+        Command::Server => internal::server(),
+        Command::Custodian => internal::custodian(),
+    }
+}
+
+/// Each command's help ends with the exit codes, for whoever writes a script.
+fn with_exit_codes(command: clap::Command) -> clap::Command {
+    command.after_help(exit::HELP).mut_subcommands(with_exit_codes)
+}
+
+/// The configuration, for every command that needs it.
+fn settings(config: Option<&Path>) -> Result<(Source, Settings), Failure> {
+    Ok(Settings::load(config)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn definition_of_the_commands_is_sound() {
+        with_exit_codes(Cli::command()).debug_assert();
+    }
+
+    #[test]
+    fn commands_of_the_reference_are_accepted() {
+        for line in [
+            "keystead init --no-recovery",
+            "keystead init --recovery key.pem --if-needed",
+            "keystead init --no-recovery --abandon-lost-store",
+            "keystead serve --config a.toml",
+            "keystead status --output json",
+            "keystead --output json key list",
+            "keystead key describe",
+            "keystead key describe 3",
+            "keystead key rotate --yes",
+            "keystead token list",
+            "keystead config check",
+            "keystead kms status",
+            "keystead kms --socket /run/kms.sock encrypt --in a --out b",
+            "keystead kms decrypt",
+            "keystead kms bench --seconds 1 --concurrency 8 --operation decrypt",
+            "keystead server",
+            "keystead custodian",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn init_without_a_word_on_recovery_is_a_usage_error() {
+        assert_eq!(parse("keystead init").unwrap_err().kind(), ErrorKind::MissingRequiredArgument);
+        assert_eq!(parse("keystead init --recovery a --no-recovery").unwrap_err().kind(), ErrorKind::ArgumentConflict);
+    }
+
+    #[test]
+    fn plaintext_is_not_taken_from_the_command_line() {
+        for line in
+            ["keystead kms encrypt secret", "keystead kms encrypt --plaintext secret", "keystead kms decrypt abc"]
+        {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_command_s_help_lists_the_exit_codes() {
+        fn visit(command: &clap::Command) {
+            assert!(command.get_after_help().is_some_and(|help| help.to_string().contains("Exit codes")));
+            command.get_subcommands().for_each(visit);
+        }
+        visit(&with_exit_codes(Cli::command()));
+    }
 }

@@ -1,1 +1,23 @@
-//! Configuration: raw file → the settings that each room owns.
+//! Configuration: one TOML file, read once, made into the settings that each room owns.
+//!
+//! [`Source`] finds and reads the file, [`raw`] is its schema, [`Settings`] is what the rooms get: defaults filled in, paths
+//! absolute, names resolved, every value within its bounds. Only the composition roots and the command line call this;
+//! the rooms do not know that a file exists. The keys are described for people in `docs/configuration.md`.
+
+mod accounts;
+mod check;
+mod effective;
+mod error;
+mod node;
+mod raw;
+mod settings;
+mod site;
+mod source;
+pub mod units;
+
+pub use check::{Finding, Severity, check};
+pub use effective::{Effective, Origin};
+pub use error::{ConfigError, Fault};
+pub use settings::{AdminSettings, KmsSettings, SandboxSettings, Settings, StoreSettings};
+pub use site::Site;
+pub use source::Source;

@@ -1,1 +1,12 @@
-//! gRPC services on unix sockets: KMS v2 and admin.
+//! gRPC on unix sockets: the KMS v2 plugin service and the admin service.
+
+pub mod admin;
+pub mod connection;
+pub mod incoming;
+pub mod kms_v2;
+pub mod metrics;
+pub mod peer;
+mod peer_groups;
+pub mod serve;
+pub mod socket;
+pub mod status_map;

@@ -1,1 +1,12 @@
-//! The use cases: serve keys, start, rotate.
+//! The use cases: serve keys, start from the store, initialise, rotate.
+//!
+//! [`keys::KeyService`] is the hot path and holds what is served; [`lifecycle::Lifecycle`] changes it, always in the order
+//! persist, publish, reply. Knows custody and store, not gRPC: rpc translates.
+
+pub mod epoch;
+pub mod explain;
+pub mod init;
+pub mod keys;
+pub mod lifecycle;
+pub mod rotation;
+pub mod watch;

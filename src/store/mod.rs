@@ -1,1 +1,140 @@
-//! The store: one crash-safe file.
+//! The store: the keyring's record in one file, crash-safe at every byte.
+//!
+//! Owns the file and nothing of its meaning: the service authenticates what it reads and tags what it writes. A write is
+//! a new file, synced, renamed over the old one, and the folder synced: after a power cut there is the old record or the
+//! new one. One process at a time, by a lock.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use keystead_core::record::{MAX_LEN, RecordError, UnverifiedRecord};
+use rustix::fs::{FlockOperation, flock};
+
+const RECORD: &str = "keyring.store";
+const NEW_RECORD: &str = "keyring.store.new";
+const LOCK: &str = "lock";
+
+/// An opened store; holds its lock until dropped.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    _lock: File,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the store folder {} is in use by another keystead process", .0.display())]
+    InUse(PathBuf),
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else wrote: read again before trying again.
+    #[error("the store is at revision {found}, not {expected}: another writer was faster")]
+    Conflict { expected: u64, found: u64 },
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+impl Store {
+    /// Opens the store in `folder`, making the folder (0700) if it is missing.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] while another process has it; [`StoreError::Io`] for a folder that cannot be used.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        if !folder.is_dir() {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)
+                .map_err(|source| StoreError::io("create the store folder", folder, source))?;
+        }
+        let path = folder.join(LOCK);
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|source| StoreError::io("open", &path, source))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { folder: folder.to_owned(), _lock: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::InUse(folder.to_owned())),
+            Err(errno) => Err(StoreError::io("lock", &path, errno.into())),
+        }
+    }
+
+    /// The record as it stands, parsed but not believed; `None` before `init`.
+    pub fn load(&self) -> Result<Option<UnverifiedRecord>, StoreError> {
+        let path = self.folder.join(RECORD);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError::io("open", &path, source)),
+        };
+        let mut bytes = Vec::new();
+        // One byte more than allowed, so that a longer file is refused and not cut.
+        file.take(MAX_LEN as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|source| StoreError::io("read", &path, source))?;
+        Ok(Some(UnverifiedRecord::parse(&bytes)?))
+    }
+
+    /// Replaces the record of revision `expected` (`None`: there must be none) by `bytes`. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`], or [`StoreError::Io`] with the old record in place.
+    pub fn replace(&self, expected: Option<u64>, bytes: &[u8]) -> Result<(), StoreError> {
+        let found = self.load()?.map(|record| record.claims().revision);
+        if found != expected {
+            return Err(StoreError::Conflict { expected: expected.unwrap_or(0), found: found.unwrap_or(0) });
+        }
+        let new = self.folder.join(NEW_RECORD);
+        let outcome = self.write_new(&new, bytes);
+        if outcome.is_err() {
+            // A full disk needs the space back, and a half-written file is of use to nobody.
+            let _ = std::fs::remove_file(&new);
+        }
+        outcome
+    }
+
+    fn write_new(&self, new: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        fail::fail_point!("store.before-write", |_| Err(StoreError::io("write", new, rustix::io::Errno::NOSPC.into())));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(new)
+            .map_err(|source| StoreError::io("create", new, source))?;
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        let written = file.write_all(first).and_then(|()| {
+            fail::fail_point!("store.half-written");
+            file.write_all(second)
+        });
+        written.map_err(|source| StoreError::io("write", new, source))?;
+        fail::fail_point!("store.before-sync");
+        file.sync_all().map_err(|source| StoreError::io("sync", new, source))?;
+        fail::fail_point!("store.before-rename");
+        let path = self.folder.join(RECORD);
+        std::fs::rename(new, &path).map_err(|source| StoreError::io("rename to", &path, source))?;
+        fail::fail_point!("store.before-folder-sync");
+        File::open(&self.folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|source| StoreError::io("sync", &self.folder, source))
+    }
+}
+
+impl StoreError {
+    fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests;

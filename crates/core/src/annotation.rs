@@ -30,17 +30,23 @@ pub enum AnnotationError {
     Malformed,
     #[error("the wraps of one generation take {0} bytes; an annotation holds at most {MAX_LEN}: use fewer roots")]
     TooLong(usize),
+    #[error("a wrap takes {0} bytes; {MAX_WRAP_LEN} are the most that is read back: use a smaller key for that root")]
+    WrapTooLong(usize),
 }
 
 impl Annotation {
     /// # Errors
-    /// [`AnnotationError::TooLong`]: checked when a generation is prepared, so that Encrypt never meets it.
+    /// [`AnnotationError::TooLong`], [`AnnotationError::WrapTooLong`]: checked when a generation is prepared, so that Encrypt never meets it.
     pub fn encode(&self) -> Result<Vec<u8>, AnnotationError> {
         let mut bytes = vec![VERSION];
         push_sized(&mut bytes, self.key_id.as_str().as_bytes());
         bytes.extend_from_slice(self.commitment.as_bytes());
         bytes.push(u8::try_from(self.wraps.len()).map_err(|_| AnnotationError::TooLong(usize::MAX))?);
         for wrap in &self.wraps {
+            // What is written must be readable: `decode` refuses a longer wrap.
+            if wrap.bytes.len() > MAX_WRAP_LEN {
+                return Err(AnnotationError::WrapTooLong(wrap.bytes.len()));
+            }
             bytes.push(wrap.root_kind.into());
             push_sized(&mut bytes, wrap.root_id.as_bytes());
             push_sized(&mut bytes, &wrap.bytes);
@@ -66,7 +72,8 @@ impl Annotation {
             .ok()
             .and_then(|text| text.parse().ok())
             .ok_or(AnnotationError::Malformed)?;
-        let commitment = KeyCommitment::from_bytes(reader.take(32)?.try_into().map_err(|_| AnnotationError::Malformed)?);
+        let commitment =
+            KeyCommitment::from_bytes(reader.take(32)?.try_into().map_err(|_| AnnotationError::Malformed)?);
         let wraps = (0..reader.byte()?)
             .map(|_| {
                 let root_kind = RootKind::from(reader.byte()?);

@@ -14,7 +14,9 @@ pub enum Availability {
     Sealed(SealReason),
     Online,
     /// Serving as if online; rotation is refused. Restarting now would lose the loaded keys.
-    Degraded { since: Instant },
+    Degraded {
+        since: Instant,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -47,11 +47,7 @@ impl EnvelopeKey {
         envelope.extend_from_slice(plaintext);
         let tag = self
             .0
-            .encrypt_inout_detached(
-                &nonce.into(),
-                context.as_bytes(),
-                InOutBuf::from(&mut envelope[1 + NONCE_LEN..]),
-            )
+            .encrypt_inout_detached(&nonce.into(), context.as_bytes(), InOutBuf::from(&mut envelope[1 + NONCE_LEN..]))
             // GCM refuses only inputs of 64 GiB and more; callers bound theirs to kilobytes.
             .expect("plaintext within GCM's bounds");
         envelope.extend_from_slice(&tag);

@@ -4,9 +4,9 @@
 //! has two ways: with the private key at hand (again the crate), and with a device that does only the ECDH, whose
 //! shared secret [`open_with_shared_secret`] carries through the RFC's key schedule.
 
+use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::Aes256Gcm;
 use hkdf::Hkdf;
 use hpke::kem::DhP256HkdfSha256;
 use hpke::{Deserializable, Kem, OpModeR, OpModeS, Serializable};
@@ -16,10 +16,10 @@ use rand_core::CryptoRng;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::WrapContext;
 use crate::id::{RootId, RootKind};
 use crate::secret::Kek;
 use crate::wrap::{Construction, WrapError, WrappedKek};
-use crate::WrapContext;
 
 type Kdf = hpke::kdf::HkdfSha256;
 type Aead = hpke::aead::AesGcm256;
@@ -191,5 +191,232 @@ impl Suite {
         Hkdf::<Sha256>::from_prk(prk.as_slice())
             .and_then(|hkdf| hkdf.expand(&labeled, out).map_err(|_| hkdf::InvalidPrkLength))
             .expect("at most 32 bytes from a 32-byte key are valid lengths for HKDF-SHA256");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use hpke::aead::{AesGcm128, AesGcm256};
+    use rand_core::{TryCryptoRng, TryRng};
+
+    use super::*;
+    use crate::hex;
+    use crate::{GenerationNumber, KeyId, KeyringId};
+
+    /// A random source that gives out `bytes`, then panics: what a vector calls `ikmE`.
+    struct Scripted(Vec<u8>);
+
+    impl TryRng for Scripted {
+        type Error = Infallible;
+
+        fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+            unreachable!("HPKE asks for bytes")
+        }
+
+        fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+            unreachable!("HPKE asks for bytes")
+        }
+
+        fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Infallible> {
+            let rest = self.0.split_off(out.len());
+            out.copy_from_slice(&self.0);
+            self.0 = rest;
+            Ok(())
+        }
+    }
+
+    impl TryCryptoRng for Scripted {}
+
+    struct Vector {
+        name: String,
+        aead: u16,
+        info: Vec<u8>,
+        ikm: Vec<u8>,
+        recipient: P256PublicKey,
+        scalar: [u8; 32],
+        encapsulated: [u8; 65],
+        key: Vec<u8>,
+        nonce: Vec<u8>,
+        plaintext: Vec<u8>,
+        aad: Vec<u8>,
+        ciphertext: Vec<u8>,
+    }
+
+    fn vectors() -> Vec<Vector> {
+        let file = include_str!("../../../tests/vectors/standards/hpke-p256-sha256-base.json");
+        let file: serde_json::Value = serde_json::from_str(file).unwrap();
+        let cases = file["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 3);
+        cases
+            .iter()
+            .map(|case| {
+                let bytes = |field: &str| hex::decode(case[field].as_str().unwrap()).unwrap();
+                Vector {
+                    name: case["name"].as_str().unwrap().to_owned(),
+                    aead: case["aead"].as_u64().unwrap().try_into().unwrap(),
+                    info: bytes("info"),
+                    ikm: bytes("ikmE"),
+                    recipient: P256PublicKey::from_sec1(&bytes("pkRm")).unwrap(),
+                    scalar: bytes("skRm").try_into().unwrap(),
+                    encapsulated: bytes("enc").try_into().unwrap(),
+                    key: bytes("key"),
+                    nonce: bytes("base_nonce"),
+                    plaintext: bytes("pt"),
+                    aad: bytes("aad"),
+                    ciphertext: bytes("ct"),
+                }
+            })
+            .collect()
+    }
+
+    /// What a device does: the x-coordinate of `encapsulated · scalar`.
+    fn ecdh(scalar: &[u8; 32], encapsulated: &[u8; 65]) -> [u8; 32] {
+        check_encapsulated(encapsulated).unwrap();
+        let secret = p256::SecretKey::from_slice(scalar).unwrap();
+        let point = p256::PublicKey::from_sec1_bytes(encapsulated).unwrap();
+        let shared = p256::ecdh::diffie_hellman(secret.to_nonzero_scalar(), point.as_affine());
+        (*shared.raw_secret_bytes()).into()
+    }
+
+    fn context() -> WrapContext {
+        let keyring: KeyringId = "edge".parse().unwrap();
+        let generation = GenerationNumber(1);
+        WrapContext {
+            key_id: KeyId::mint(&keyring, generation, [7; 16]),
+            keyring,
+            generation,
+            root_kind: RootKind::Pkcs11,
+            root_id: RootId::new(&[9; 16]).unwrap(),
+        }
+    }
+
+    #[test]
+    fn key_schedule_gives_the_rfcs_key_and_nonce() {
+        for vector in vectors() {
+            let shared = ecdh(&vector.scalar, &vector.encapsulated);
+            let (key, nonce) =
+                key_schedule(&shared, &vector.recipient, &vector.info, &vector.encapsulated, vector.aead);
+            assert_eq!(nonce.as_slice(), vector.nonce, "{}", vector.name);
+            if vector.key.len() == key.len() {
+                assert_eq!(key.as_slice(), vector.key, "{}", vector.name);
+            } else {
+                // AES-128-GCM: the length asked for is part of the derivation, so our 32-byte key is not comparable.
+                assert_eq!(vector.aead, 1, "{}", vector.name);
+            }
+        }
+    }
+
+    #[test]
+    fn software_after_the_devices_ecdh_opens_the_cfrgs_message() {
+        let vector = vectors().into_iter().find(|vector| vector.aead == AES_256_GCM).unwrap();
+        let shared = ecdh(&vector.scalar, &vector.encapsulated);
+        let (key, nonce) = key_schedule(&shared, &vector.recipient, &vector.info, &vector.encapsulated, AES_256_GCM);
+        let (ciphertext, tag) = vector.ciphertext.split_last_chunk::<16>().unwrap();
+        let mut opened = ciphertext.to_vec();
+        Aes256Gcm::new((&*key).into())
+            .decrypt_inout_detached(&nonce.into(), &vector.aad, InOutBuf::from(opened.as_mut_slice()), tag.into())
+            .unwrap();
+        assert_eq!(opened, vector.plaintext);
+    }
+
+    #[test]
+    fn hpke_crate_seals_and_opens_the_published_messages() {
+        fn check<A: hpke::aead::Aead>(vector: &Vector) {
+            let recipient = <DhP256HkdfSha256 as Kem>::PublicKey::from_bytes(vector.recipient.as_sec1()).unwrap();
+            let mut rng = Scripted(vector.ikm.clone());
+            let (encapsulated, ciphertext) = hpke::single_shot_seal_with_rng::<A, Kdf, DhP256HkdfSha256>(
+                &OpModeS::Base,
+                &recipient,
+                &vector.info,
+                &vector.plaintext,
+                &vector.aad,
+                &mut rng,
+            )
+            .unwrap();
+            assert_eq!(encapsulated.to_bytes().as_slice(), vector.encapsulated, "{}", vector.name);
+            assert_eq!(ciphertext, vector.ciphertext, "{}", vector.name);
+
+            let private = <DhP256HkdfSha256 as Kem>::PrivateKey::from_bytes(&vector.scalar).unwrap();
+            let opened = hpke::single_shot_open::<A, Kdf, DhP256HkdfSha256>(
+                &OpModeR::Base,
+                &private,
+                &encapsulated,
+                &vector.info,
+                &vector.ciphertext,
+                &vector.aad,
+            )
+            .unwrap();
+            assert_eq!(opened, vector.plaintext, "{}", vector.name);
+        }
+        for vector in vectors() {
+            match vector.aead {
+                1 => check::<AesGcm128>(&vector),
+                2 => check::<AesGcm256>(&vector),
+                // The key schedule only: ChaCha20-Poly1305 is not compiled in.
+                other => assert_eq!(other, 3),
+            }
+        }
+    }
+
+    #[test]
+    fn sealed_kek_opens_with_the_private_key_and_after_a_devices_ecdh() {
+        for vector in vectors() {
+            let context = context();
+            let kek = Kek::take(&mut [0x42; 32]);
+            let Construction::HpkeP256 { encapsulated, sealed } =
+                vector.recipient.seal(&context, &kek, &mut Scripted(vector.ikm))
+            else {
+                panic!("a public key seals by HPKE");
+            };
+            let offline = open_with_private_key(&vector.scalar, &context, &encapsulated, &sealed).unwrap();
+            assert_eq!(offline.expose(), kek.expose());
+            let shared = ecdh(&vector.scalar, &encapsulated);
+            let on_device =
+                open_with_shared_secret(&shared, &vector.recipient, &context.to_bytes(), &encapsulated, &sealed)
+                    .unwrap();
+            assert_eq!(on_device.expose(), kek.expose());
+        }
+    }
+
+    #[test]
+    fn another_recipient_in_the_key_schedule_is_not_authentic() {
+        let [one, two, _] = vectors().try_into().ok().unwrap();
+        let context = context();
+        let kek = Kek::take(&mut [0x42; 32]);
+        let Construction::HpkeP256 { encapsulated, sealed } =
+            one.recipient.seal(&context, &kek, &mut Scripted(one.ikm))
+        else {
+            panic!("a public key seals by HPKE");
+        };
+        let shared = ecdh(&one.scalar, &encapsulated);
+        let refused =
+            open_with_shared_secret(&shared, &two.recipient, &context.to_bytes(), &encapsulated, &sealed).unwrap_err();
+        assert_eq!(refused, WrapError::NotAuthentic);
+    }
+
+    #[test]
+    fn scalars_that_are_no_private_key_are_malformed() {
+        let order = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551";
+        let [one, ..] = vectors().try_into().ok().map(|all: [Vector; 3]| all).unwrap();
+        for scalar in [[0; 32], [0xff; 32], hex::decode(order).unwrap().try_into().unwrap()] {
+            let refused = open_with_private_key(&scalar, &context(), &one.encapsulated, &[0; 48]).unwrap_err();
+            assert_eq!(refused, WrapError::Malformed);
+        }
+    }
+
+    #[test]
+    fn pem_and_point_name_the_same_recovery_root() {
+        use p256::pkcs8::{EncodePublicKey, LineEnding};
+        for vector in vectors() {
+            let pem = p256::PublicKey::from_sec1_bytes(vector.recipient.as_sec1())
+                .unwrap()
+                .to_public_key_pem(LineEnding::LF)
+                .unwrap();
+            let key = P256PublicKey::from_pem(&pem).unwrap();
+            assert_eq!(key, vector.recipient);
+            assert_eq!(key.recovery_root_id(), vector.recipient.recovery_root_id());
+        }
     }
 }

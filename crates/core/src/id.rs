@@ -131,6 +131,12 @@ impl KeyId {
     pub fn generation(&self) -> GenerationNumber {
         self.generation
     }
+
+    /// Name of the keyring it was minted for.
+    pub fn keyring(&self) -> &str {
+        // Neither the version nor a keyring name holds a dot.
+        self.text.split('.').nth(1).unwrap_or_default()
+    }
 }
 
 impl FromStr for KeyId {
@@ -154,8 +160,7 @@ impl FromStr for KeyId {
         }
         let keyring: KeyringId = keyring.parse()?;
         let generation = GenerationNumber(number.parse().map_err(|_| shape())?);
-        let random: [u8; 16] =
-            hex::decode(random).and_then(|bytes| bytes.try_into().ok()).ok_or_else(shape)?;
+        let random: [u8; 16] = hex::decode(random).and_then(|bytes| bytes.try_into().ok()).ok_or_else(shape)?;
         let id = Self::mint(&keyring, generation, random);
         if id.text != text || generation.0 == 0 {
             return Err(shape());

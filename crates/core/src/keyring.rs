@@ -168,6 +168,9 @@ impl Keyring {
     }
 
     /// Adds the new generation as `prepared`.
+    ///
+    /// # Errors
+    /// [`TransitionError::RotationUnderWay`] if it was added already: go on to [`Keyring::activate`] or roll back.
     pub fn prepare(
         &mut self,
         commitment: KeyCommitment,
@@ -175,6 +178,9 @@ impl Keyring {
         now: u64,
     ) -> Result<(), TransitionError> {
         let intent = self.rotation.as_ref().ok_or(TransitionError::NoRotation)?;
+        if self.generation(intent.number).is_some() {
+            return Err(TransitionError::RotationUnderWay(intent.number));
+        }
         let generation = Generation {
             number: intent.number,
             key_id: intent.key_id.clone(),
@@ -189,20 +195,24 @@ impl Keyring {
         Ok(())
     }
 
-    /// Makes the prepared generation the active one and retires the one before it, in one step.
+    /// Makes the prepared generation the active one and retires the one before it, in one step. Refused, it changes nothing.
     pub fn activate(&mut self, now: u64) -> Result<KeyId, TransitionError> {
-        let intent = self.rotation.take().ok_or(TransitionError::NoRotation)?;
+        let intent = self.rotation.as_ref().ok_or(TransitionError::NoRotation)?;
+        let Some(new) = self.generations.iter().position(|generation| generation.number == intent.number) else {
+            return Err(TransitionError::Inconsistent("the rotation's generation is missing"));
+        };
+        let Generation { number, state, .. } = self.generations[new];
+        if state != GenerationState::Prepared {
+            return Err(TransitionError::NotPrepared { number, state });
+        }
+        // Nothing is changed before this line: a refusal must not retire the generation that serves.
         for generation in &mut self.generations {
             if generation.state == GenerationState::Active {
                 generation.state = GenerationState::Retired;
             }
         }
-        let Some(new) = self.generations.iter_mut().find(|generation| generation.number == intent.number) else {
-            return Err(TransitionError::Inconsistent("the rotation's generation is missing"));
-        };
-        if new.state != GenerationState::Prepared {
-            return Err(TransitionError::NotPrepared { number: new.number, state: new.state });
-        }
+        self.rotation = None;
+        let new = &mut self.generations[new];
         new.state = GenerationState::Active;
         new.activated = Some(now);
         Ok(new.key_id.clone())
@@ -231,10 +241,31 @@ impl Keyring {
         if self.generations.iter().any(|generation| generation.key_id.generation() != generation.number) {
             return wrong("a key ID names another generation");
         }
-        if matches!((self.prepared(), &self.rotation), (Some(prepared), rotation)
-            if rotation.as_ref().is_none_or(|intent| intent.key_id != prepared.key_id))
+        if self.generations.iter().any(|generation| generation.key_id.keyring() != self.keyring.as_str()) {
+            return wrong("a key ID names another keyring");
+        }
+        let prepared = |generation: &&Generation| generation.state == GenerationState::Prepared;
+        if self
+            .generations
+            .iter()
+            .filter(prepared)
+            .any(|generation| self.rotation.as_ref().is_none_or(|intent| intent.key_id != generation.key_id))
         {
             return wrong("a generation is prepared without a rotation");
+        }
+        if let Some(intent) = &self.rotation {
+            if intent.number != self.last_number
+                || intent.key_id.generation() != intent.number
+                || intent.key_id.keyring() != self.keyring.as_str()
+            {
+                return wrong("the rotation under way is not of the newest number");
+            }
+            // Rolling back destroys the CMK that the rotation names.
+            if self.generations.iter().filter(|generation| !prepared(generation)).any(|generation| {
+                generation.number == intent.number || generation.wraps.iter().any(|wrap| wrap.root_id == intent.root_id)
+            }) {
+                return wrong("the rotation under way names a CMK that a generation depends on");
+            }
         }
         if matches!(self.recovery, RecoveryRoot::PublicKey { .. }) && self.recovery_key().is_none() {
             return wrong("the recovery key is not a P-256 point");

@@ -3,9 +3,9 @@
 //! The first byte of a wrap names its construction; everything after it is that construction's own. Which root opens it
 //! is said beside it ([`WrappedKek`]), and both are bound into it through the [`crate::WrapContext`].
 
+use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::Aes256Gcm;
 use hkdf::Hkdf;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
@@ -15,7 +15,7 @@ use crate::hex;
 use crate::id::{RootId, RootKind};
 use crate::secret::Kek;
 
-/// Longest wrap read or written: an RSA-4096 OAEP wrap is 563 bytes; an annotation has 1 KiB for all of them.
+/// Longest wrap read or written: an RSA-4096 OAEP wrap is 564 bytes; an annotation has 1 KiB for all of them.
 pub const MAX_WRAP_LEN: usize = 640;
 
 /// A KEK under one root. The bytes of a kind or construction unknown here are kept as they are.

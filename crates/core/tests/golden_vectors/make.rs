@@ -1,0 +1,773 @@
+//! Builds the vector files from fixed inputs. Format 1 throughout.
+
+use std::convert::Infallible;
+
+use aes_gcm::Aes256Gcm;
+use aes_gcm::aead::inout::InOutBuf;
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use keystead_core::annotation::Annotation;
+use keystead_core::envelope::EnvelopeKey;
+use keystead_core::hpke_p256::P256PublicKey;
+use keystead_core::keyring::{Generation, GenerationState, Keyring, RecoveryRoot, TokenIdentity};
+use keystead_core::record;
+use keystead_core::wrap::{Construction, OaepHash, seal_under_transport_key};
+use keystead_core::{
+    Authenticator, EnvelopeContext, GenerationNumber, Kek, KeyId, KeyringId, RootId, RootKind, WrapContext, WrappedKek,
+};
+use p256::elliptic_curve::sec1::ToSec1Point;
+use rand_core::{TryCryptoRng, TryRng};
+use serde_json::{Value, json};
+
+use crate::read::FixedKey;
+use crate::rsa;
+
+pub fn files() -> Vec<(&'static str, Value)> {
+    vec![
+        ("annotation.json", annotation()),
+        ("commitment.json", commitment()),
+        ("envelope.json", envelope()),
+        ("key-id.json", key_id()),
+        ("record.json", record()),
+        ("wrap-aes-gcm.json", wrap_aes_gcm()),
+        ("wrap-hpke-p256.json", wrap_hpke()),
+        ("wrap-rsa-oaep.json", wrap_oaep()),
+    ]
+}
+
+fn file(what: &str, good: Vec<Value>, bad: Vec<Value>) -> Value {
+    json!({ "what": what, "format": 1, "good": good, "bad": bad })
+}
+
+// Inputs: bytes that count up from a start, so that a reader sees which is which.
+
+fn counting<const N: usize>(start: u8) -> [u8; N] {
+    std::array::from_fn(|index| start.wrapping_add(index as u8))
+}
+
+fn kek(start: u8) -> Kek {
+    Kek::take(&mut counting(start))
+}
+
+fn hex(bytes: impl AsRef<[u8]>) -> String {
+    base16ct::lower::encode_string(bytes.as_ref())
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    base16ct::lower::decode_vec(text).unwrap()
+}
+
+fn flipped(bytes: &[u8], offset: usize, mask: u8) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[offset] ^= mask;
+    bytes
+}
+
+fn replaced(bytes: &[u8], offset: usize, by: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[offset..offset + by.len()].copy_from_slice(by);
+    bytes
+}
+
+fn longer(bytes: &[u8], by: &[u8]) -> Vec<u8> {
+    [bytes, by].concat()
+}
+
+/// `case` under another name, with some fields replaced, as a bad one.
+fn bad(case: &Value, name: &str, error: &str, changes: Value) -> Value {
+    let mut case = case.clone();
+    let fields = case.as_object_mut().unwrap();
+    for input in INPUTS_OF_GOOD_CASES {
+        fields.remove(*input);
+    }
+    fields.insert("name".into(), name.into());
+    fields.insert("error".into(), error.into());
+    for (field, value) in changes.as_object().unwrap() {
+        fields.insert(field.clone(), value.clone());
+    }
+    case
+}
+
+/// What only a good case says: how its bytes came about, or what they must give.
+const INPUTS_OF_GOOD_CASES: &[&str] = &[
+    "additional_data",
+    "block",
+    "context",
+    "ephemeral_ikm",
+    "generations",
+    "hash",
+    "nonce",
+    "plaintext",
+    "private_key_pkcs8",
+    "random",
+    "wraps",
+];
+
+#[derive(Clone)]
+struct Name {
+    keyring: KeyringId,
+    generation: GenerationNumber,
+    key_id: KeyId,
+}
+
+fn name(keyring: &str, generation: u64, random: u8) -> Name {
+    let keyring: KeyringId = keyring.parse().unwrap();
+    let generation = GenerationNumber(generation);
+    Name { key_id: KeyId::mint(&keyring, generation, counting(random)), keyring, generation }
+}
+
+fn first() -> Name {
+    name("default", 1, 0xa0)
+}
+
+fn second() -> Name {
+    name("default", 2, 0xb0)
+}
+
+fn elsewhere() -> Name {
+    name("edge-7", 1, 0xa0)
+}
+
+fn longest() -> Name {
+    name(&"k".repeat(KeyringId::MAX_LEN), u64::MAX, 0xf0)
+}
+
+fn named(name: &Name) -> Value {
+    json!({ "keyring": name.keyring, "generation": name.generation, "key_id": name.key_id })
+}
+
+fn merged(parts: &[Value]) -> Value {
+    let fields = parts.iter().flat_map(|part| part.as_object().unwrap().clone());
+    Value::Object(fields.collect())
+}
+
+// Key IDs and commitments.
+
+fn key_id() -> Value {
+    let good = [("first", first(), 0xa0), ("second-generation", second(), 0xb0), ("longest", longest(), 0xf0)].map(
+        |(case, id, random)| merged(&[named(&id), json!({ "name": case, "random": hex(counting::<16>(random)) })]),
+    );
+    let random = "a0a1a2a3a4a5a6a7a8a9aaabacadaeaf";
+    let bad = [
+        ("empty", String::new()),
+        ("newer-version", format!("ks2.default.1.{random}")),
+        ("no-version", format!("default.1.{random}")),
+        ("upper-case-version", format!("KS1.default.1.{random}")),
+        ("no-keyring", format!("ks1..1.{random}")),
+        ("upper-case-keyring", format!("ks1.Default.1.{random}")),
+        ("keyring-too-long", format!("ks1.{}.1.{random}", "k".repeat(41))),
+        ("keyring-begins-with-hyphen", format!("ks1.-default.1.{random}")),
+        ("generation-zero", format!("ks1.default.0.{random}")),
+        ("generation-with-leading-zero", format!("ks1.default.01.{random}")),
+        ("generation-with-sign", format!("ks1.default.+1.{random}")),
+        ("generation-of-65-bits", format!("ks1.default.18446744073709551616.{random}")),
+        ("upper-case-random", format!("ks1.default.1.{}", random.to_uppercase())),
+        ("random-too-short", format!("ks1.default.1.{}", &random[2..])),
+        ("random-too-long", format!("ks1.default.1.{random}00")),
+        ("space-before", format!(" ks1.default.1.{random}")),
+        ("line-end-after", format!("ks1.default.1.{random}\n")),
+        ("fifth-part", format!("ks1.default.1.{random}.x")),
+    ]
+    .map(|(case, text)| json!({ "name": case, "key_id": text, "error": "invalid" }));
+    file("Key IDs: ks1.<keyring>.<generation>.<random>", good.into(), bad.into())
+}
+
+fn commitment() -> Value {
+    let case = |name: &str, start| json!({ "name": name, "kek": hex(counting::<32>(start)), "commitment": hex(kek(start).commitment().as_bytes()) });
+    let good = case("counting-from-0", 0);
+    let right = *kek(0).commitment().as_bytes();
+    let bad = vec![
+        bad(&good, "first-bit-flipped", "other-key", json!({ "commitment": hex(flipped(&right, 0, 0x80)) })),
+        bad(&good, "last-bit-flipped", "other-key", json!({ "commitment": hex(flipped(&right, 31, 1)) })),
+        bad(&good, "of-another-key", "other-key", json!({ "commitment": hex(kek(1).commitment().as_bytes()) })),
+        bad(&good, "the-key-itself", "other-key", json!({ "commitment": hex(counting::<32>(0)) })),
+        bad(&good, "truncated", "malformed", json!({ "commitment": hex(&right[..31]) })),
+        bad(&good, "extended", "malformed", json!({ "commitment": hex(longer(&right, &[0])) })),
+    ];
+    file("Key commitments: HKDF-Expand of the KEK", vec![good, case("counting-from-0x80", 0x80)], bad)
+}
+
+// Envelopes.
+
+fn envelope() -> Value {
+    let case = |case: &str, id: &Name, plaintext: &[u8]| {
+        let (context, nonce) = (EnvelopeContext::new(&id.keyring, id.generation, &id.key_id), counting(0xc0));
+        merged(&[
+            named(id),
+            json!({
+                "name": case,
+                "kek": hex(counting::<32>(0)),
+                "nonce": hex(nonce),
+                "plaintext": hex(plaintext),
+                "additional_data": hex(context.as_bytes()),
+                "envelope": hex(EnvelopeKey::new(&kek(0)).encrypt(&context, nonce, plaintext)),
+            }),
+        ])
+    };
+    let seed = case("seed", &first(), &counting::<32>(0x40));
+    let bytes = unhex(seed["envelope"].as_str().unwrap());
+    let (body, context) = (&bytes[1..], EnvelopeContext::new(&first().keyring, first().generation, &first().key_id));
+    // What somebody makes who skips a step of the derivation.
+    let unexpanded = {
+        let mut sealed = counting::<32>(0x40);
+        let tag = xaes_256_gcm::Xaes256Gcm::new(&counting::<32>(0).into())
+            .encrypt_inout_detached(
+                &counting::<24>(0xc0).into(),
+                context.as_bytes(),
+                InOutBuf::from(sealed.as_mut_slice()),
+            )
+            .unwrap();
+        [&[1][..], &counting::<24>(0xc0), &sealed, &tag].concat()
+    };
+    let with = |name: &str, error: &str, bytes: &[u8]| bad(&seed, name, error, json!({ "envelope": hex(bytes) }));
+    let named_by = |case: &str, id: Name| bad(&seed, case, "not-authentic", named(&id));
+    let no = "not-authentic";
+    let bad = vec![
+        with("empty", "too-short", b""),
+        with("version-alone", "too-short", &bytes[..1]),
+        with("nonce-cut", "too-short", &bytes[..24]),
+        with("nonce-alone", "too-short", &bytes[..25]),
+        with("tag-cut-of-nothing", "too-short", &bytes[..40]),
+        with("no-ciphertext", no, &bytes[..41]),
+        with("last-byte-cut", no, &bytes[..bytes.len() - 1]),
+        with("byte-added", no, &longer(&bytes, &[0])),
+        with("byte-put-before", no, &longer(&[0], &bytes)),
+        with("version-0", no, &longer(&[0], body)),
+        with("version-2", "newer-format 2", &longer(&[2], body)),
+        with("version-255", "newer-format 255", &longer(&[255], body)),
+        with("newer-format-of-any-length", "newer-format 2", &[2]),
+        with("nonce-first-bit", no, &flipped(&bytes, 1, 0x80)),
+        with("nonce-last-bit", no, &flipped(&bytes, 24, 1)),
+        with("nonce-halves-swapped", no, &[&bytes[..1], &bytes[13..25], &bytes[1..13], &bytes[25..]].concat()),
+        with("ciphertext-first-bit", no, &flipped(&bytes, 25, 0x80)),
+        with("ciphertext-last-bit", no, &flipped(&bytes, bytes.len() - 17, 1)),
+        with("tag-first-bit", no, &flipped(&bytes, bytes.len() - 16, 0x80)),
+        with("tag-last-bit", no, &flipped(&bytes, bytes.len() - 1, 1)),
+        with("tag-zero", no, &replaced(&bytes, bytes.len() - 16, &[0; 16])),
+        with("kek-used-unexpanded", no, &unexpanded),
+        bad(&seed, "other-kek", no, json!({ "kek": hex(counting::<32>(1)) })),
+        named_by("other-keyring", elsewhere()),
+        named_by("other-generation", second()),
+        named_by("other-generation-number-alone", Name { generation: GenerationNumber(2), ..first() }),
+        named_by("other-key-id-alone", Name { key_id: name("default", 1, 0xb0).key_id, ..first() }),
+    ];
+    let good = vec![
+        case("empty-plaintext", &first(), b""),
+        case("longest-key-id", &longest(), &counting::<32>(0x40)),
+        case("block-and-a-byte", &second(), &counting::<17>(0x40)),
+        case("kilobyte", &elsewhere(), &counting::<1024>(0)),
+    ];
+    file("Envelopes: XAES-256-GCM, what etcd holds in place of a DEK seed", [vec![seed], good].concat(), bad)
+}
+
+// Wraps.
+
+fn pkcs11(id: &Name) -> WrapContext {
+    WrapContext {
+        keyring: id.keyring.clone(),
+        generation: id.generation,
+        key_id: id.key_id.clone(),
+        root_kind: RootKind::Pkcs11,
+        root_id: RootId::new(&counting::<16>(0xe0)).unwrap(),
+    }
+}
+
+fn bound(context: &WrapContext) -> Value {
+    json!({
+        "keyring": context.keyring,
+        "generation": context.generation,
+        "key_id": context.key_id,
+        "root_kind": u8::from(context.root_kind),
+        "root_id": context.root_id,
+    })
+}
+
+/// Fields of a good wrap of the KEK that counts from 0x20.
+fn wrap_case(case: &str, context: &WrapContext, wrap: &[u8], rest: Value) -> Value {
+    let common = json!({
+        "name": case,
+        "kek": hex(counting::<32>(0x20)),
+        "commitment": hex(kek(0x20).commitment().as_bytes()),
+        "context": hex(context.to_bytes()),
+        "wrap": hex(wrap),
+    });
+    merged(&[bound(context), common, rest])
+}
+
+/// What is bad about any wrap: its context changed, its seal flipped, its length or construction changed.
+fn bad_wraps(good: &Value, context: &WrapContext) -> Vec<Value> {
+    let bytes = unhex(good["wrap"].as_str().unwrap());
+    let with = |name: &str, error: &str, bytes: &[u8]| {
+        let case = bad(good, name, error, json!({ "wrap": hex(bytes) }));
+        without_kek(case)
+    };
+    let in_context = |name: &str, change: &dyn Fn(&mut WrapContext)| {
+        let mut context = context.clone();
+        change(&mut context);
+        without_kek(bad(good, name, "not-authentic", bound(&context)))
+    };
+    let (end, no) = (bytes.len(), "not-authentic");
+    vec![
+        with("empty", "malformed", b""),
+        with("construction-alone", "malformed", &bytes[..1]),
+        with("last-byte-cut", "malformed", &bytes[..end - 1]),
+        with("byte-added", "malformed", &longer(&bytes, &[0])),
+        with("construction-0", "unknown-construction 0", &replaced(&bytes, 0, &[0])),
+        with("construction-127", "unknown-construction 127", &replaced(&bytes, 0, &[127])),
+        with("unknown-construction-of-any-length", "unknown-construction 200", &[200]),
+        with("ciphertext-first-bit", no, &flipped(&bytes, end - 48, 0x80)),
+        with("ciphertext-last-bit", no, &flipped(&bytes, end - 17, 1)),
+        with("tag-first-bit", no, &flipped(&bytes, end - 16, 0x80)),
+        with("tag-last-bit", no, &flipped(&bytes, end - 1, 1)),
+        with("tag-zero", no, &replaced(&bytes, end - 16, &[0; 16])),
+        in_context("other-keyring", &|context| context.keyring = elsewhere().keyring),
+        in_context("other-generation", &|context| context.generation = GenerationNumber(2)),
+        in_context("other-key-id", &|context| context.key_id = name("default", 1, 0xb0).key_id),
+        in_context("other-root-kind", &|context| context.root_kind = RootKind::Tpm),
+        in_context("unknown-root-kind", &|context| context.root_kind = RootKind::Other(200)),
+        in_context("other-root", &|context| context.root_id = RootId::new(&counting::<16>(0xd0)).unwrap()),
+        in_context("root-id-cut", &|context| context.root_id = RootId::new(&context.root_id.as_bytes()[..15]).unwrap()),
+    ]
+}
+
+fn without_kek(mut case: Value) -> Value {
+    case.as_object_mut().unwrap().remove("kek");
+    case
+}
+
+fn sealed_by_cmk(cmk: u8, iv: u8, context: &WrapContext, kek: u8) -> Vec<u8> {
+    let mut sealed = [0; 48];
+    let (ciphertext, tag) = sealed.split_at_mut(32);
+    ciphertext.copy_from_slice(&counting::<32>(kek));
+    let computed = Aes256Gcm::new(&counting::<32>(cmk).into())
+        .encrypt_inout_detached(&counting::<12>(iv).into(), &context.to_bytes(), InOutBuf::from(ciphertext))
+        .unwrap();
+    tag.copy_from_slice(&computed);
+    Construction::AesGcm { iv: counting(iv), sealed }.to_bytes()
+}
+
+fn wrap_aes_gcm() -> Value {
+    let case = |case: &str, context: &WrapContext| {
+        wrap_case(case, context, &sealed_by_cmk(0x60, 0x10, context, 0x20), json!({ "cmk": hex(counting::<32>(0x60)) }))
+    };
+    let context = pkcs11(&first());
+    let good = case("first-generation", &context);
+    let bytes = sealed_by_cmk(0x60, 0x10, &context, 0x20);
+    let next = sealed_by_cmk(0x60, 0x11, &pkcs11(&second()), 0x20);
+    let with = |name: &str, error: &str, changes: Value| without_kek(bad(&good, name, error, changes));
+    let mut bad = bad_wraps(&good, &context);
+    bad.extend([
+        with("iv-first-bit", "not-authentic", json!({ "wrap": hex(flipped(&bytes, 1, 0x80)) })),
+        with("iv-last-bit", "not-authentic", json!({ "wrap": hex(flipped(&bytes, 12, 1)) })),
+        with("other-cmk", "not-authentic", json!({ "cmk": hex(counting::<32>(0x61)) })),
+        with("wrap-of-the-next-generation", "not-authentic", json!({ "wrap": hex(next) })),
+        with(
+            "another-kek-under-the-same-cmk",
+            "other-key",
+            json!({ "wrap": hex(sealed_by_cmk(0x60, 0x12, &context, 0x21)) }),
+        ),
+        with("taken-for-hpke", "malformed", json!({ "wrap": hex(replaced(&bytes, 0, &[2])) })),
+        with("wrap-of-the-recovery-key", "other-construction", json!({ "wrap": hex(hpke_wrap(0x11, &context, 0x20)) })),
+    ]);
+    let mut long = pkcs11(&longest());
+    long.root_id = RootId::new(&counting::<64>(0)).unwrap();
+    file("Custody wraps: the KEK under an AES-256 CMK, by AES-256-GCM", vec![good, case("longest-names", &long)], bad)
+}
+
+// HPKE.
+
+/// A random source that gives out the ephemeral key's seed, then panics.
+struct Scripted(Vec<u8>);
+
+impl TryRng for Scripted {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        unreachable!("HPKE asks for bytes")
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        unreachable!("HPKE asks for bytes")
+    }
+
+    fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Infallible> {
+        let rest = self.0.split_off(out.len());
+        out.copy_from_slice(&self.0);
+        self.0 = rest;
+        Ok(())
+    }
+}
+
+impl TryCryptoRng for Scripted {}
+
+fn public_key(scalar: u8) -> P256PublicKey {
+    let secret = p256::SecretKey::from_slice(&[scalar; 32]).unwrap();
+    P256PublicKey::from_sec1(secret.public_key().to_sec1_point(false).as_bytes()).unwrap()
+}
+
+fn hpke_wrap(scalar: u8, context: &WrapContext, start: u8) -> Vec<u8> {
+    let mut rng = Scripted(counting::<32>(0x90).to_vec());
+    public_key(scalar).seal(context, &kek(start), &mut rng).to_bytes()
+}
+
+fn wrap_hpke() -> Value {
+    let case = |case: &str, context: &WrapContext| {
+        let keys = json!({
+            "private_key": hex([0x11; 32]),
+            "public_key": hex(public_key(0x11).as_sec1()),
+            "ephemeral_ikm": hex(counting::<32>(0x90)),
+        });
+        wrap_case(case, context, &hpke_wrap(0x11, context, 0x20), keys)
+    };
+    let recovery = |id: &Name| {
+        let mut rng = Scripted(counting::<32>(0x90).to_vec());
+        let wrap = public_key(0x11).recovery_wrap(pkcs11(id), &kek(0x20), &mut rng);
+        let context = WrapContext { root_kind: wrap.root_kind, root_id: wrap.root_id, ..pkcs11(id) };
+        assert_eq!(wrap.bytes, hpke_wrap(0x11, &context, 0x20));
+        context
+    };
+    let context = recovery(&first());
+    let good = case("recovery-key", &context);
+    let bytes = hpke_wrap(0x11, &context, 0x20);
+    let point = p256::PublicKey::from_sec1_bytes(&bytes[1..66]).unwrap();
+    let negated = p256::PublicKey::from_affine(-*point.as_affine()).unwrap().to_sec1_point(false);
+    let with = |name: &str, error: &str, changes: Value| without_kek(bad(&good, name, error, changes));
+    let point_is =
+        |name: &str, error: &str, point: &[u8]| with(name, error, json!({ "wrap": hex(replaced(&bytes, 1, point)) }));
+    let mut bad = bad_wraps(&good, &context);
+    bad.extend([
+        point_is("point-compressed-prefix", "malformed", &[2]),
+        point_is("point-hybrid-prefix", "malformed", &[6]),
+        point_is("point-x-first-bit", "malformed", &flipped(&bytes[1..66], 1, 0x80)),
+        point_is("point-y-last-bit", "malformed", &flipped(&bytes[1..66], 64, 1)),
+        point_is("point-at-infinity", "malformed", &[0; 65]),
+        point_is("point-zero-coordinates", "malformed", &longer(&[4], &[0; 64])),
+        point_is("point-coordinates-above-p", "malformed", &longer(&[4], &[0xff; 64])),
+        // The same x-coordinate, so the same ECDH output: only the key schedule tells them apart.
+        point_is("point-negated", "not-authentic", negated.as_bytes()),
+        point_is("point-of-another-key", "not-authentic", public_key(0x22).as_sec1()),
+        with(
+            "other-private-key",
+            "not-authentic",
+            json!({
+                "private_key": hex([0x22; 32]), "public_key": hex(public_key(0x22).as_sec1()),
+            }),
+        ),
+        with(
+            "wrap-of-the-next-generation",
+            "not-authentic",
+            json!({ "wrap": hex(hpke_wrap(0x11, &recovery(&second()), 0x20)) }),
+        ),
+        with(
+            "wrap-of-the-custody-root",
+            "other-construction",
+            json!({ "wrap": hex(sealed_by_cmk(0x60, 0x10, &context, 0x20)) }),
+        ),
+        // Whoever has the public key can do this; the commitment beside the wrap gives it away.
+        with("another-kek-to-the-same-key", "other-key", json!({ "wrap": hex(hpke_wrap(0x11, &context, 0x21)) })),
+    ]);
+    let good =
+        vec![good, case("custody-key-in-a-token", &pkcs11(&second())), case("longest-names", &recovery(&longest()))];
+    file("Public-key wraps: the KEK by HPKE base mode, DHKEM(P-256, HKDF-SHA256), HKDF-SHA256, AES-256-GCM", good, bad)
+}
+
+// RSA-OAEP.
+
+fn oaep_wrap(hash: OaepHash, transport: u8, context: &WrapContext, start: u8) -> Vec<u8> {
+    let block = match hash {
+        OaepHash::Sha256 => rsa::BLOCK_SHA256,
+        OaepHash::Sha1 => rsa::BLOCK_SHA1,
+    };
+    let sealed = seal_under_transport_key(&counting(transport), &context.to_bytes(), &kek(start));
+    Construction::RsaOaep { hash, block: unhex(block), sealed }.to_bytes()
+}
+
+fn wrap_oaep() -> Value {
+    let case = |case: &str, hash: OaepHash, transport: u8, context: &WrapContext| {
+        let (spelled, block) = match hash {
+            OaepHash::Sha256 => ("sha256", rsa::BLOCK_SHA256),
+            OaepHash::Sha1 => ("sha1", rsa::BLOCK_SHA1),
+        };
+        let rest = json!({
+            "private_key_pkcs8": rsa::PRIVATE_KEY_PKCS8,
+            "hash": spelled,
+            "block": block,
+            "transport_key": hex(counting::<32>(transport)),
+        });
+        wrap_case(case, context, &oaep_wrap(hash, transport, context, 0x20), rest)
+    };
+    let context = pkcs11(&first());
+    let good = case("sha256", OaepHash::Sha256, 0x60, &context);
+    let bytes = oaep_wrap(OaepHash::Sha256, 0x60, &context, 0x20);
+    let with = |name: &str, error: &str, changes: Value| without_kek(bad(&good, name, error, changes));
+    let wrap_is = |name: &str, error: &str, bytes: &[u8]| with(name, error, json!({ "wrap": hex(bytes) }));
+    let resized = |len: usize| {
+        let head = [&[3, 1][..], &(len as u16).to_be_bytes()].concat();
+        [head, vec![7; len], bytes[260..].to_vec()].concat()
+    };
+    let mut bad = bad_wraps(&good, &context);
+    bad.extend([
+        wrap_is("hash-0", "malformed", &replaced(&bytes, 1, &[0])),
+        wrap_is("hash-3", "malformed", &replaced(&bytes, 1, &[3])),
+        wrap_is("length-cut", "malformed", &bytes[..3]),
+        wrap_is("length-one-less", "malformed", &replaced(&bytes, 2, &[0, 255])),
+        wrap_is("length-one-more", "malformed", &replaced(&bytes, 2, &[1, 1])),
+        wrap_is("length-beyond-the-end", "malformed", &replaced(&bytes, 2, &[0xff, 0xff])),
+        wrap_is("block-shorter-than-rsa-2048", "malformed", &resized(255)),
+        wrap_is("block-longer-than-rsa-4096", "malformed", &resized(513)),
+        wrap_is("block-cut", "malformed", &bytes[..200]),
+        with("other-transport-key", "not-authentic", json!({ "transport_key": hex(counting::<32>(0x61)) })),
+        wrap_is(
+            "wrap-of-the-next-generation",
+            "not-authentic",
+            &oaep_wrap(OaepHash::Sha256, 0x60, &pkcs11(&second()), 0x20),
+        ),
+        wrap_is(
+            "another-kek-under-the-same-transport-key",
+            "other-key",
+            &oaep_wrap(OaepHash::Sha256, 0x60, &context, 0x21),
+        ),
+        wrap_is("wrap-of-an-aes-cmk", "other-construction", &sealed_by_cmk(0x60, 0x10, &context, 0x20)),
+    ]);
+    let good = vec![good, case("sha1", OaepHash::Sha1, 0x80, &pkcs11(&second()))];
+    file("OAEP wraps: a transport key by RSA-OAEP, the KEK under it by AES-256-GCM", good, bad)
+}
+
+// Annotations.
+
+fn custody_wrap(id: &Name) -> WrappedKek {
+    let context = pkcs11(id);
+    WrappedKek {
+        bytes: sealed_by_cmk(0x60, 0x10, &context, 0x20),
+        root_kind: context.root_kind,
+        root_id: context.root_id,
+    }
+}
+
+fn recovery_wrap(id: &Name) -> WrappedKek {
+    public_key(0x11).recovery_wrap(pkcs11(id), &kek(0x20), &mut Scripted(counting::<32>(0x90).to_vec()))
+}
+
+/// A root and a construction of a version to come.
+fn unknown_wrap() -> WrappedKek {
+    WrappedKek {
+        root_kind: RootKind::Other(200),
+        root_id: RootId::new(b"a-root-of-tomorrow").unwrap(),
+        bytes: longer(&[0x7f], &counting::<100>(0)),
+    }
+}
+
+fn annotation() -> Value {
+    let encoded = |id: &Name, wraps: Vec<WrappedKek>| {
+        Annotation { key_id: id.key_id.clone(), commitment: kek(0x20).commitment(), wraps }.encode().unwrap()
+    };
+    let case = |case: &str, id: &Name, wraps: Vec<WrappedKek>| {
+        let listed: Vec<Value> = wraps
+            .iter()
+            .map(|wrap| json!({ "root_kind": u8::from(wrap.root_kind), "root_id": wrap.root_id, "wrap": hex(&wrap.bytes) }))
+            .collect();
+        json!({
+            "name": case,
+            "key_id": id.key_id,
+            "commitment": hex(kek(0x20).commitment().as_bytes()),
+            "wraps": listed,
+            "annotation": hex(encoded(id, wraps)),
+        })
+    };
+    let good = vec![
+        case("custody-alone", &first(), vec![custody_wrap(&first())]),
+        case("custody-and-recovery", &first(), vec![custody_wrap(&first()), recovery_wrap(&first())]),
+        case("unknown-root-kind-and-construction-kept", &second(), vec![custody_wrap(&second()), unknown_wrap()]),
+        case("longest-key-id", &longest(), vec![custody_wrap(&longest())]),
+    ];
+    let bytes = encoded(&first(), vec![custody_wrap(&first())]);
+    let id_len = first().key_id.as_str().len();
+    // version, u16, key ID, commitment, count, kind, u16, root ID (16), u16, wrap (61)
+    let (commitment, count) = (3 + id_len, 3 + id_len + 32);
+    let (kind, root_len, wrap_len) = (count + 1, count + 2, count + 4 + 16);
+    let with =
+        |name: &str, error: &str, bytes: &[u8]| json!({ "name": name, "annotation": hex(bytes), "error": error });
+    let no = "malformed";
+    let wrap_of = |len: usize| [&bytes[..wrap_len], &(len as u16).to_be_bytes()[..], &vec![0x7f; len]].concat();
+    let key_id_is = |text: &str| {
+        [&bytes[..1], &(text.len() as u16).to_be_bytes()[..], text.as_bytes(), &bytes[commitment..]].concat()
+    };
+    let bad = vec![
+        with("empty", no, b""),
+        with("version-alone", no, &bytes[..1]),
+        with("version-0", no, &replaced(&bytes, 0, &[0])),
+        with("version-2", "newer-format 2", &replaced(&bytes, 0, &[2])),
+        with("newer-format-of-any-length", "newer-format 255", &[255]),
+        with("key-id-length-cut", no, &bytes[..2]),
+        with("key-id-cut", no, &bytes[..3 + id_len - 1]),
+        with("key-id-length-zero", no, &replaced(&bytes, 1, &[0, 0])),
+        with("key-id-length-beyond-the-end", no, &replaced(&bytes, 1, &[0xff, 0xff])),
+        with("key-id-of-another-spelling", no, &key_id_is("ks1.default.01.a0a1a2a3a4a5a6a7a8a9aaabacadaeaf")),
+        with("key-id-not-utf-8", no, &flipped(&bytes, 3, 0x80)),
+        with("commitment-cut", no, &bytes[..commitment + 31]),
+        with("count-missing", no, &bytes[..count]),
+        with("count-one-less", no, &replaced(&bytes, count, &[0])),
+        with("count-one-more", no, &replaced(&bytes, count, &[2])),
+        with("count-255", no, &replaced(&bytes, count, &[255])),
+        with("kind-alone", no, &bytes[..kind + 1]),
+        with("root-id-empty", no, &[&bytes[..root_len], &[0, 0], &bytes[wrap_len..]].concat()),
+        with("root-id-of-65-bytes", no, &[&bytes[..root_len], &[0, 65], &[7; 65], &bytes[wrap_len..]].concat()),
+        with("root-id-cut", no, &bytes[..wrap_len - 1]),
+        with("wrap-length-cut", no, &bytes[..wrap_len + 1]),
+        with("wrap-length-one-less", no, &replaced(&bytes, wrap_len, &[0, 60])),
+        with("wrap-length-one-more", no, &replaced(&bytes, wrap_len, &[0, 62])),
+        with("wrap-of-641-bytes", no, &wrap_of(641)),
+        with("last-byte-cut", no, &bytes[..bytes.len() - 1]),
+        with("byte-added", no, &longer(&bytes, &[0])),
+        with("longer-than-a-kibibyte", no, &longer(&bytes, &vec![0; 1025 - bytes.len()])),
+    ];
+    file("Annotations: the wraps that each Encrypt answer carries", good, bad)
+}
+
+// Records.
+
+fn keyring(recovery: bool) -> Keyring {
+    Keyring {
+        keyring: "default".parse().unwrap(),
+        node: "master-1".parse().unwrap(),
+        revision: 3,
+        epoch: 2,
+        token: TokenIdentity { serial: "0123456789abcdef".into(), label: "Keystead \"edge\" é".into() },
+        recovery: if recovery {
+            RecoveryRoot::PublicKey { point: public_key(0x11).as_sec1().to_vec() }
+        } else {
+            RecoveryRoot::Declined
+        },
+        last_number: GenerationNumber(0),
+        rotation: None,
+        generations: Vec::new(),
+    }
+}
+
+fn generation(id: &Name, state: GenerationState, wraps: Vec<WrappedKek>) -> Generation {
+    Generation {
+        number: id.generation,
+        key_id: id.key_id.clone(),
+        state,
+        created: 1_800_000_000,
+        activated: (state != GenerationState::Prepared).then_some(1_800_000_060),
+        commitment: kek(0x20).commitment(),
+        wraps,
+    }
+}
+
+/// Any document with a right tag.
+fn tagged(document: &str) -> String {
+    let tag = FixedKey(counting(0x30)).tag(&[b"keystead-record\x01", document.as_bytes()].concat());
+    format!("keystead-store 1\ntag {}\n{document}", hex(tag))
+}
+
+fn record() -> Value {
+    let case = |case: &str, keyring: &Keyring, generations: &str| {
+        keyring.check().unwrap();
+        json!({
+            "name": case,
+            "record_key": hex(counting::<32>(0x30)),
+            "record": String::from_utf8(record::encode(keyring, &FixedKey(counting(0x30)))).unwrap(),
+            "keyring": keyring.keyring,
+            "node": keyring.node,
+            "revision": keyring.revision,
+            "epoch": keyring.epoch,
+            "generations": generations,
+        })
+    };
+    let mut one = keyring(false);
+    one.begin_rotation(counting(0xa0), counting(0xe0), 1_800_000_000).unwrap();
+    one.prepare(kek(0x20).commitment(), vec![custody_wrap(&first())], 1_800_000_000).unwrap();
+    one.activate(1_800_000_060).unwrap();
+    let mut rotating = one.clone();
+    rotating.revision = 4;
+    rotating.begin_rotation(counting(0xb0), counting(0xd0), 1_800_086_400).unwrap();
+    let mut rotated = keyring(true);
+    rotated.last_number = GenerationNumber(3);
+    let third = name("default", 3, 0xd0);
+    rotated.generations = vec![
+        generation(&first(), GenerationState::Destroyed, Vec::new()),
+        generation(&second(), GenerationState::Retired, vec![custody_wrap(&second()), unknown_wrap()]),
+        generation(&third, GenerationState::Active, vec![custody_wrap(&third), recovery_wrap(&third)]),
+    ];
+
+    let good = vec![
+        case("nothing-yet", &keyring(false), ""),
+        case("one-active", &one, "1 Active 1"),
+        case("rotation-journalled", &rotating, "1 Active 1"),
+        case("three-generations-and-an-unknown-root", &rotated, "1 Destroyed 0, 2 Retired 2, 3 Active 2"),
+    ];
+    let record = good[1]["record"].as_str().unwrap();
+    let (head, document) = record.split_at(record.match_indices('\n').nth(1).unwrap().0 + 1);
+    let (tag, other_tag) = (&head[21..85], hex([0; 32]));
+    let with = |name: &str, error: &str, record: &str| json!({ "name": name, "record_key": hex(counting::<32>(0x30)), "record": record, "error": error });
+    let edited = |name: &str, from: &str, to: &str| {
+        assert!(document.contains(from), "{from}");
+        with(name, "not-authentic", &format!("{head}{}", document.replacen(from, to, 1)))
+    };
+    let retagged = |name: &str, error: &str, from: &str, to: &str| {
+        assert!(document.contains(from), "{from}");
+        with(name, error, &tagged(&document.replacen(from, to, 1)))
+    };
+    let inconsistent = |name: &str, change: &dyn Fn(&mut Keyring)| {
+        let mut keyring = rotated.clone();
+        change(&mut keyring);
+        let bytes = record::encode(&keyring, &FixedKey(counting(0x30)));
+        with(name, "inconsistent", std::str::from_utf8(&bytes).unwrap())
+    };
+    let mut other_key = with("key-of-another-epoch", "not-authentic", record);
+    other_key["record_key"] = hex(counting::<32>(0x31)).into();
+    let bad = vec![
+        with("empty", "malformed", ""),
+        with("first-line-alone", "malformed", "keystead-store 1\n"),
+        with("head-alone", "malformed", head),
+        with("document-cut", "malformed", &record[..record.len() - 3]),
+        with("last-line-end-cut", "not-authentic", &record[..record.len() - 1]),
+        with("line-end-added", "not-authentic", &format!("{record}\n")),
+        with("text-added", "malformed", &format!("{record}{{}}")),
+        with("byte-order-mark", "malformed", &format!("\u{feff}{record}")),
+        with("carriage-returns", "malformed", &record.replace('\n', "\r\n")),
+        with("other-magic", "malformed", &record.replacen("keystead-store", "keystead-stove", 1)),
+        with("format-0", "malformed", &record.replacen("store 1", "store 0", 1)),
+        with("format-01", "malformed", &record.replacen("store 1", "store 01", 1)),
+        with("format-plus-1", "malformed", &record.replacen("store 1", "store +1", 1)),
+        with("format-2", "newer-format 2", &record.replacen("store 1", "store 2", 1)),
+        with("newer-format-of-any-content", "newer-format 10", "keystead-store 10\n"),
+        with("no-tag", "malformed", &format!("keystead-store 1\n{document}")),
+        with("tag-in-upper-case", "malformed", &record.replacen(tag, &tag.to_uppercase(), 1)),
+        with("tag-too-short", "malformed", &record.replacen(tag, &tag[2..], 1)),
+        with("tag-zero", "not-authentic", &record.replacen(tag, &other_tag, 1)),
+        with(
+            "tag-of-another-record",
+            "not-authentic",
+            &format!("{}{document}", &good[2]["record"].as_str().unwrap()[..head.len()]),
+        ),
+        other_key,
+        edited("revision-raised", "\"revision\": 3", "\"revision\": 4"),
+        edited("epoch-raised", "\"epoch\": 2", "\"epoch\": 3"),
+        edited("other-node", "master-1", "master-2"),
+        edited("other-commitment", "\"commitment\": \"", "\"commitment\": \"00"),
+        edited("space-added", "{", "{ "),
+        retagged("unknown-field", "malformed", "\"revision\"", "\"surprise\": 1, \"revision\""),
+        retagged("field-twice", "malformed", "\"revision\"", "\"revision\": 3, \"revision\""),
+        retagged("field-missing", "malformed", "  \"recovery\": {\n    \"kind\": \"declined\"\n  },\n", ""),
+        retagged("unknown-state", "malformed", "\"active\"", "\"dormant\""),
+        retagged("negative-revision", "malformed", "\"revision\": 3", "\"revision\": -3"),
+        inconsistent("two-active", &|keyring| keyring.generations[1].state = GenerationState::Active),
+        inconsistent("prepared-without-rotation", &|keyring| keyring.generations[2].state = GenerationState::Prepared),
+        inconsistent("number-never-handed-out", &|keyring| keyring.last_number = GenerationNumber(2)),
+        inconsistent("generation-twice", &|keyring| keyring.generations[1] = keyring.generations[0].clone()),
+        inconsistent("generations-out-of-order", &|keyring| keyring.generations.swap(0, 1)),
+        inconsistent("key-id-of-another-generation", &|keyring| keyring.generations[0].key_id = second().key_id),
+        inconsistent("key-id-of-another-keyring", &|keyring| keyring.generations[0].key_id = elsewhere().key_id),
+        inconsistent("recovery-point-off-the-curve", &|keyring| {
+            keyring.recovery = RecoveryRoot::PublicKey { point: flipped(public_key(0x11).as_sec1(), 64, 1) };
+        }),
+        inconsistent("rotation-names-a-cmk-in-use", &|keyring| {
+            let mut intent = keyring.begin_rotation(counting(0xc0), counting(0xe0), 0).unwrap();
+            intent.root_id = custody_wrap(&third).root_id;
+            keyring.rotation = Some(intent);
+        }),
+    ];
+    file("Store records: a keyring, authenticated under a key derived from the epoch secret", good, bad)
+}

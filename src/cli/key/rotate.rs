@@ -1,0 +1,76 @@
+//! `keystead key rotate`: asks, then follows the daemon's progress.
+//!
+//! The daemon journals each step: whoever interrupts this command leaves nothing half done.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::time::Duration;
+
+use clap::Args;
+use keystead_wire::admin::v1::{Generation, GetStatusRequest, RotateRequest};
+use serde_json::json;
+
+use super::{Daemon, generation};
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::report::{Format, Report, progress};
+use crate::cli::table;
+
+/// For one step; making a key pair takes some tokens seconds, RSA on a slow one a minute.
+const STEP_WITHIN: Duration = Duration::from_secs(120);
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Do not ask; required where there is no terminal
+    #[arg(long, short)]
+    yes: bool,
+}
+
+pub async fn report(arguments: &Arguments, mut daemon: Daemon, format: Format) -> Result<Report, Failure> {
+    if !arguments.yes {
+        let status = daemon.connection.answer(daemon.admin.get_status(GetStatusRequest {})).await?;
+        confirm(&format!("Rotate keyring {} (generation {} is active)?", status.keyring, status.active_generation))?;
+    }
+    let call = daemon.admin.rotate(RotateRequest {});
+    let mut stream = daemon.connection.within(STEP_WITHIN, call).await?.into_inner();
+    let mut steps = Vec::new();
+    let mut made = None;
+    while let Some(message) = daemon.connection.within(STEP_WITHIN, stream.message()).await.map_err(look_first)? {
+        progress(format, &format!("{}…", message.step));
+        made = message.generation.or(made);
+        steps.push(message.step);
+    }
+    let made = made.ok_or_else(|| look_first(Failure::new(Exit::Failed, "the daemon ended the rotation early")))?;
+    Ok(Report::done(text(&made), json!({ "steps": steps, "generation": generation::json(&made) })))
+}
+
+/// The remedy of a rotation that stopped is not to start another.
+fn look_first(failure: Failure) -> Failure {
+    match failure.exit {
+        Exit::Refused | Exit::NotServing => failure,
+        _ => failure.next("`keystead key list` shows whether it was done; the daemon finishes or undoes it by itself"),
+    }
+}
+
+fn text(made: &Generation) -> String {
+    let rows = table::fields(&[("Generation", made.number.to_string()), ("Key ID", made.key_id.clone())]);
+    format!(
+        "Rotated.\n{rows}\nkube-apiserver takes the new key within a minute. Secrets written before stay under the old\n\
+         one until they are rewritten:\n  kubectl get secrets --all-namespaces -o json | kubectl replace -f -\n"
+    )
+}
+
+/// Asks on the terminal. Nobody there is a mistake of the caller, not a no.
+fn confirm(question: &str) -> Result<(), Failure> {
+    let (stdin, mut stderr) = (io::stdin(), io::stderr());
+    if !stdin.is_terminal() || !stderr.is_terminal() {
+        return Err(Failure::new(Exit::Usage, "there is no terminal to ask on").next("say `--yes` if it is meant"));
+    }
+    let mut answer = String::new();
+    let asked = write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush());
+    asked
+        .and_then(|()| stdin.lock().read_line(&mut answer))
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot ask: {error}")))?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Failure::new(Exit::Failed, "not rotated: the answer was not yes")),
+    }
+}

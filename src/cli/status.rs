@@ -1,0 +1,192 @@
+//! `keystead status`: what the running daemon serves, from where, and what an operator should know.
+
+use std::path::Path;
+
+use keystead_wire::admin::v1::admin_client::AdminClient;
+use keystead_wire::admin::v1::{Custody, GetStatusRequest, GetStatusResponse, Sandbox};
+use serde_json::json;
+
+use super::connection::{Connection, runtime};
+use super::exit::{Exit, Failure};
+use super::paint::Colour;
+use super::report::Report;
+use super::{settings, table, time};
+
+pub fn run(config: Option<&Path>) -> Result<Report, Failure> {
+    let (_, settings) = settings(config)?;
+    runtime()?.block_on(ask(&settings.admin.socket.path))
+}
+
+async fn ask(socket: &Path) -> Result<Report, Failure> {
+    let connection = Connection::open(socket).await?;
+    let mut admin = AdminClient::new(connection.channel.clone());
+    connection.answer(admin.get_status(GetStatusRequest {})).await.map(|status| report(&status))
+}
+
+fn report(status: &GetStatusResponse) -> Report {
+    let custody = status.custody.clone().unwrap_or_default();
+    let sandbox = status.sandbox.unwrap_or_default();
+    let json = json!({
+        "version": status.version,
+        "keyring": status.keyring,
+        "node": status.node,
+        "availability": status.availability,
+        "reason": status.reason,
+        "active_key_id": status.active_key_id,
+        "active_generation": status.active_generation,
+        "generations": status.generations,
+        "generations_loaded": status.generations_loaded,
+        "durable_roots": status.durable_roots,
+        "epoch": status.epoch,
+        "store_revision": status.store_revision,
+        "uptime_seconds": status.uptime_seconds,
+        "metrics_address": (!status.metrics_address.is_empty()).then_some(&status.metrics_address),
+        "custody": {
+            "state": custody.state,
+            "detail": custody.detail,
+            "token_label": custody.token_label,
+            "token_serial": custody.token_serial,
+            "manufacturer": custody.manufacturer,
+            "model": custody.model,
+            "module": custody.module,
+            "mechanism": custody.mechanism,
+            "authentication": custody.authentication,
+            "restarts": custody.restarts,
+            "device_operations": custody.device_operations,
+        },
+        "sandbox": {
+            "landlock": sandbox.landlock,
+            "no_new_privs": sandbox.no_new_privs,
+            "dumpable": sandbox.dumpable,
+            "keys_locked": sandbox.keys_locked,
+            "server_can_read_pin": sandbox.server_can_read_pin,
+        },
+        "warnings": status.warnings,
+    });
+    let exit = if status.availability == "online" { Exit::Done } else { Exit::NotServing };
+    Report { text: text(status, &custody, sandbox), json, exit }
+}
+
+fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> String {
+    let colour = match status.availability.as_str() {
+        "online" => Colour::Good,
+        "degraded" => Colour::Uneasy,
+        _ => Colour::Bad,
+    };
+    let mut rows = vec![("Availability", status.availability.clone(), Some(colour))];
+    let mut plain = |name, value| rows.push((name, value, None));
+    if !status.reason.is_empty() {
+        plain("Reason", status.reason.clone());
+    }
+    plain("Keyring", format!("{} on node {}", status.keyring, status.node));
+    if status.active_key_id.is_empty() {
+        plain("Key ID", "none is known".into());
+    } else {
+        let (known, loaded) = (status.generations, status.generations_loaded);
+        plain("Key ID", status.active_key_id.clone());
+        plain("Generation", format!("{} ({loaded} of {known} loaded)", status.active_generation));
+        plain("Roots", status.durable_roots.join(", "));
+        plain("Store", format!("revision {}, epoch {}", status.store_revision, status.epoch));
+    }
+    plain("Custody", custody_line(custody));
+    if !custody.token_label.is_empty() || !custody.token_serial.is_empty() {
+        let Custody { token_label, token_serial, manufacturer, model, .. } = custody;
+        plain("Token", format!("{token_label} (serial {token_serial}), {manufacturer} {model}"));
+        plain("Mechanism", format!("{}; {}", custody.mechanism, custody.authentication));
+        plain("Module", custody.module.clone());
+    }
+    let (calls, restarts) = (custody.device_operations, custody.restarts);
+    plain("Custodian", format!("{calls} device calls, {restarts} restarts"));
+    plain("Protection", protection(sandbox));
+    let metrics = match status.metrics_address.as_str() {
+        "" => "off".to_owned(),
+        address => format!("http://{address}/metrics, /livez, /readyz"),
+    };
+    plain("Metrics", metrics);
+    plain("Daemon", format!("version {}, up {}", status.version, time::span(status.uptime_seconds)));
+    let mut text = table::painted_fields(&rows);
+    if !status.warnings.is_empty() {
+        text.push_str("\nTo know:\n");
+        text.push_str(&table::list(&status.warnings));
+    }
+    text
+}
+
+fn custody_line(custody: &Custody) -> String {
+    let state = match custody.state.as_str() {
+        "" => "unknown",
+        state => state,
+    };
+    match custody.detail.as_str() {
+        "" => state.to_owned(),
+        detail => format!("{state}: {detail}"),
+    }
+}
+
+fn protection(sandbox: Sandbox) -> String {
+    let word = |good: bool, yes: &'static str, no: &'static str| if good { yes } else { no };
+    [
+        word(sandbox.landlock, "Landlock on", "Landlock OFF"),
+        word(sandbox.no_new_privs, "no new privileges", "new privileges POSSIBLE"),
+        word(!sandbox.dumpable, "no dumps", "DUMPABLE"),
+        word(sandbox.keys_locked, "keys locked in memory", "keys NOT LOCKED"),
+        word(!sandbox.server_can_read_pin, "server cannot read the PIN", "server CAN READ the PIN"),
+    ]
+    .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> GetStatusResponse {
+        GetStatusResponse {
+            version: "0.1.0".into(),
+            keyring: "default".into(),
+            node: "0123456789abcdef0123456789abcdef".into(),
+            availability: "online".into(),
+            active_key_id: format!("ks1.default.3.{}", "ab".repeat(16)),
+            active_generation: 3,
+            generations: 3,
+            generations_loaded: 2,
+            custody: Some(Custody {
+                state: "ready".into(),
+                token_label: "keystead".into(),
+                token_serial: "4d3a9f".into(),
+                model: "SoftHSM v2".into(),
+                ..Custody::default()
+            }),
+            durable_roots: vec!["pkcs11".into()],
+            warnings: vec!["the keyring hangs on one durable root: if this token is lost, every Secret is lost".into()],
+            ..GetStatusResponse::default()
+        }
+    }
+
+    #[test]
+    fn online_daemon_is_shown_in_eighty_columns() {
+        let report = report(&status());
+        assert_eq!(report.exit, Exit::Done);
+        assert!(
+            report.text.contains("3 (2 of 3 loaded)") && report.text.contains("To know:\n- the"),
+            "{}",
+            report.text
+        );
+        assert!(report.text.lines().all(|line| line.chars().count() <= 80), "{}", report.text);
+        assert_eq!(report.json["custody"]["token_serial"], "4d3a9f");
+    }
+
+    #[test]
+    fn daemon_that_is_not_online_is_an_exit_code_of_its_own() {
+        for availability in ["sealed", "degraded", "unheard-of"] {
+            let report = report(&GetStatusResponse {
+                availability: availability.into(),
+                reason: "no token keystead is present".into(),
+                active_key_id: String::new(),
+                custody: None,
+                ..status()
+            });
+            assert_eq!(report.exit, Exit::NotServing);
+            assert!(report.text.contains("no token keystead"), "{}", report.text);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The settings in force, key by key, with whether the file or a default says so: what `config check` shows.
+
+use serde_json::{Value, json};
+
+use super::error::ConfigError;
+use super::raw::Mechanism;
+use super::settings::Settings;
+use super::source::Source;
+use super::units::{show_duration, show_mode, show_size};
+use crate::custody::settings::{PinSource, TokenSelector};
+use crate::rpc::peer::PeerPolicy;
+use crate::rpc::socket::SocketSettings;
+
+/// One key and its value, spelt as the file would spell it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Effective {
+    pub key: &'static str,
+    /// `null` for a key that is neither set nor has a default.
+    pub value: Value,
+    pub origin: Origin,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    File,
+    Default,
+}
+
+impl Origin {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Default => "default",
+        }
+    }
+}
+
+impl Effective {
+    /// Every setting, in the order of `docs/configuration.md`. Of two keys that exclude each other only the one in force.
+    pub fn list(settings: &Settings, source: &Source) -> Result<Vec<Self>, ConfigError> {
+        let set = source.parse()?.keys;
+        let rows = values(settings).into_iter().map(|(key, value)| {
+            let origin = if set.iter().any(|name| name == key) { Origin::File } else { Origin::Default };
+            Self { key, value, origin }
+        });
+        Ok(rows.collect())
+    }
+}
+
+fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
+    let custody = &settings.custody;
+    let kms = &settings.kms;
+    let path = |path: &std::path::Path| json!(path.display().to_string());
+    let mut rows = vec![
+        ("keyring", json!(settings.keyring.as_str())),
+        ("node", json!(settings.node.as_str())),
+        ("custody.kind", json!("pkcs11")),
+        ("custody.module", path(&custody.module)),
+        match &custody.token {
+            TokenSelector::Label(label) => ("custody.token_label", json!(label)),
+            TokenSelector::Serial(serial) => ("custody.token_serial", json!(serial)),
+        },
+        match &custody.pin {
+            PinSource::File(file) => ("custody.pin_file", path(file)),
+            PinSource::Credential(name) => ("custody.pin_credential", json!(name)),
+        },
+        ("custody.mechanism", json!(Mechanism::of(custody.mechanism).as_str())),
+        ("custody.sessions", json!(custody.sessions)),
+        ("custody.queue", json!(custody.queue)),
+        ("custody.timeout", json!(show_duration(custody.timeout))),
+        ("custody.grace", json!(settings.custody_grace.map(show_duration))),
+        ("custody.environment", json!(custody.environment)),
+        ("store.path", path(&settings.store.path)),
+    ];
+    rows.extend(socket(
+        &kms.socket,
+        &kms.peers,
+        ["kms.socket", "kms.mode", "kms.group", "kms.allow_uids", "kms.allow_gids"],
+    ));
+    rows.extend([
+        ("kms.max_connections", json!(kms.max_connections)),
+        ("kms.max_plaintext", json!(show_size(kms.max_plaintext as u64))),
+        ("kms.drain_timeout", json!(show_duration(kms.drain_timeout))),
+    ]);
+    rows.extend(socket(
+        &settings.admin.socket,
+        &settings.admin.peers,
+        ["admin.socket", "admin.mode", "admin.group", "admin.allow_uids", "admin.allow_gids"],
+    ));
+    rows.extend([
+        ("metrics.listen", settings.metrics.map_or(json!("off"), |address| json!(address.to_string()))),
+        ("log.level", json!(settings.log.level.as_str())),
+        ("log.format", json!(settings.log.format.as_str())),
+        ("sandbox.landlock", json!(settings.sandbox.landlock)),
+    ]);
+    rows
+}
+
+fn socket(socket: &SocketSettings, peers: &PeerPolicy, keys: [&'static str; 5]) -> [(&'static str, Value); 5] {
+    let values = [
+        json!(socket.path.display().to_string()),
+        json!(show_mode(socket.mode)),
+        json!(socket.group.map(rustix::process::Gid::as_raw)),
+        json!(peers.uids),
+        json!(peers.gids),
+    ];
+    let mut values = values.into_iter();
+    keys.map(|key| (key, values.next().unwrap_or_default()))
+}

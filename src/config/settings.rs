@@ -1,0 +1,419 @@
+//! The settings that each room gets: complete, absolute, resolved, within their bounds. Whoever holds one checks nothing again.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use keystead_core::{KeyringId, NodeId};
+use rustix::process::Gid;
+use toml::Spanned;
+
+use super::error::{ConfigError, Place};
+use super::raw::{self, Account, Kind, Listen, Raw};
+use super::site::{Site, resolve};
+use super::source::Source;
+use super::units::{show_duration, show_size};
+use super::{accounts, node};
+use crate::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
+use crate::rpc::peer::PeerPolicy;
+use crate::rpc::socket::SocketSettings;
+use crate::telemetry::log::LogSettings;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    pub keyring: KeyringId,
+    pub node: NodeId,
+    pub custody: CustodySettings,
+    /// How long custody may be away before loaded keys are given up; `None` keeps them for ever.
+    pub custody_grace: Option<Duration>,
+    pub store: StoreSettings,
+    pub kms: KmsSettings,
+    pub admin: AdminSettings,
+    /// Loopback only; `None` when metrics are off.
+    pub metrics: Option<SocketAddr>,
+    pub log: LogSettings,
+    pub sandbox: SandboxSettings,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreSettings {
+    /// Folder of `keyring.store` and its lock.
+    pub path: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KmsSettings {
+    pub socket: SocketSettings,
+    pub peers: PeerPolicy,
+    pub max_connections: usize,
+    /// Bytes one Encrypt may carry.
+    pub max_plaintext: usize,
+    /// How long requests in progress may take to finish at shutdown.
+    pub drain_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminSettings {
+    pub socket: SocketSettings,
+    pub peers: PeerPolicy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SandboxSettings {
+    pub landlock: bool,
+}
+
+impl Settings {
+    /// The settings of `source` on `site`. Reads small system files (accounts, machine ID); opens nothing of ours.
+    ///
+    /// # Errors
+    /// `Invalid` with place, key and remedy for the first value that cannot be; `NoNode` if the node has no name.
+    pub fn from_source(source: &Source, site: &Site) -> Result<Self, ConfigError> {
+        let document = source.parse()?;
+        source.with_place(|place| Builder { place, folder: source.folder(), site }.settings(document.raw))
+    }
+
+    /// Reads and resolves the configuration of this machine: [`Source::find`], then [`Settings::from_source`].
+    pub fn load(named: Option<&Path>) -> Result<(Source, Self), ConfigError> {
+        let source = Source::find(named)?;
+        let settings = Self::from_source(&source, &Site::this_machine())?;
+        Ok((source, settings))
+    }
+}
+
+/// What every value is judged with.
+struct Builder<'a> {
+    place: &'a Place<'a>,
+    folder: &'a Path,
+    site: &'a Site,
+}
+
+impl Builder<'_> {
+    fn settings(&self, raw: Raw) -> Result<Settings, ConfigError> {
+        let store = StoreSettings { path: self.path("store.path", raw.store.path, "/var/lib/keystead")? };
+        let admin_span = raw.admin.socket.as_ref().map(Spanned::span);
+        let kms_span = raw.kms.socket.as_ref().map(Spanned::span);
+        let settings = Settings {
+            keyring: match raw.keyring {
+                Some(keyring) => keyring,
+                None => default_keyring(),
+            },
+            node: match raw.node {
+                Some(node) => node,
+                None => node::derive(self.site)?,
+            },
+            custody_grace: self.grace(&raw.custody)?,
+            custody: self.custody(raw.custody, &store)?,
+            store,
+            kms: self.kms(raw.kms)?,
+            admin: self.admin(raw.admin)?,
+            metrics: match raw.metrics.listen {
+                None => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
+                Some(Listen::Off) => None,
+                Some(Listen::Loopback(address)) => Some(address),
+            },
+            log: LogSettings { level: raw.log.level.unwrap_or_default(), format: raw.log.format.unwrap_or_default() },
+            sandbox: SandboxSettings { landlock: raw.sandbox.landlock.unwrap_or(true) },
+        };
+        if settings.kms.socket.path == settings.admin.socket.path {
+            let (span, key) = match (admin_span, kms_span) {
+                (Some(span), _) => (span, "admin.socket"),
+                (None, kms) => (kms.unwrap_or(0..0), "kms.socket"),
+            };
+            return Err(self.place.fault(span, key, "kms.socket and admin.socket are the same path", None));
+        }
+        Ok(settings)
+    }
+
+    fn grace(&self, raw: &raw::Custody) -> Result<Option<Duration>, ConfigError> {
+        let Some(grace) = &raw.grace else { return Ok(None) };
+        let bounds = Duration::from_secs(1)..=Duration::from_secs(366 * 24 * 3600);
+        self.duration("custody.grace", Some((grace.span(), grace.get_ref().0)), Duration::ZERO, bounds).map(Some)
+    }
+
+    fn custody(&self, raw: raw::Custody, store: &StoreSettings) -> Result<CustodySettings, ConfigError> {
+        let Kind::Pkcs11 = raw.kind.unwrap_or(Kind::Pkcs11);
+        Ok(CustodySettings {
+            module: match raw.module {
+                Some(module) => self.path("custody.module", Some(module), "")?,
+                None => softhsm_module(self.site),
+            },
+            token: self.token(raw.token_label, raw.token_serial)?,
+            pin: self.pin(raw.pin_file, raw.pin_credential)?,
+            mechanism: raw.mechanism.map_or(MechanismChoice::Auto, MechanismChoice::from),
+            sessions: self.count("custody.sessions", raw.sessions, 2, 1..=64)?,
+            queue: self.count("custody.queue", raw.queue, 64, 1..=65_536)?,
+            timeout: self.duration(
+                "custody.timeout",
+                raw.timeout.map(|spanned| (spanned.span(), spanned.into_inner().0)),
+                Duration::from_secs(5),
+                Duration::from_millis(100)..=Duration::from_secs(300),
+            )?,
+            environment: self.environment(raw.environment)?,
+            // The one folder that is ours to write to on every site.
+            latch_folder: store.path.clone(),
+        })
+    }
+
+    fn token(
+        &self,
+        label: Option<Spanned<String>>,
+        serial: Option<Spanned<String>>,
+    ) -> Result<TokenSelector, ConfigError> {
+        match (label, serial) {
+            (Some(_), Some(serial)) => Err(self.place.fault(
+                serial.span(),
+                "custody.token_serial",
+                "names the token a second time",
+                Some("set either token_label or token_serial"),
+            )),
+            // CK_TOKEN_INFO has 32 bytes for the label and 16 for the serial number, blank-padded.
+            (Some(label), None) => self.short("custody.token_label", label, 32).map(TokenSelector::Label),
+            (None, Some(serial)) => self.short("custody.token_serial", serial, 16).map(TokenSelector::Serial),
+            (None, None) => Ok(TokenSelector::Label("keystead".into())),
+        }
+    }
+
+    fn pin(
+        &self,
+        file: Option<Spanned<PathBuf>>,
+        credential: Option<Spanned<String>>,
+    ) -> Result<PinSource, ConfigError> {
+        match (file, credential) {
+            (Some(_), Some(credential)) => Err(self.place.fault(
+                credential.span(),
+                "custody.pin_credential",
+                "names the PIN's source a second time",
+                Some("set either pin_file or pin_credential"),
+            )),
+            (None, Some(credential)) => {
+                let span = credential.span();
+                let name = self.short("custody.pin_credential", credential, 255)?;
+                if name.contains('/') || name == "." || name == ".." {
+                    let problem = "is not the name of a credential";
+                    return Err(self.place.fault(span, "custody.pin_credential", problem, Some("a name has no `/`")));
+                }
+                Ok(PinSource::Credential(name))
+            }
+            (file, None) => self.path("custody.pin_file", file, "/etc/keystead/pin").map(PinSource::File),
+        }
+    }
+
+    fn environment(
+        &self,
+        raw: Option<Spanned<BTreeMap<String, String>>>,
+    ) -> Result<BTreeMap<String, String>, ConfigError> {
+        let Some(raw) = raw else { return Ok(BTreeMap::new()) };
+        let span = raw.span();
+        let environment = raw.into_inner();
+        for (name, value) in &environment {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                let problem = format_args!("{name:?} cannot be an environment variable");
+                return Err(self.place.fault(span, "custody.environment", problem, None));
+            }
+        }
+        Ok(environment)
+    }
+
+    fn kms(&self, raw: raw::Kms) -> Result<KmsSettings, ConfigError> {
+        Ok(KmsSettings {
+            socket: SocketSettings {
+                path: self.socket("kms.socket", raw.socket, "/run/keystead/kms.sock")?,
+                mode: raw.mode.map_or(0o600, |mode| mode.0),
+                group: self.group("kms.group", raw.group)?,
+            },
+            peers: PeerPolicy {
+                uids: self.uids("kms.allow_uids", raw.allow_uids, &[self.site.uid, 0])?,
+                gids: self.gids("kms.allow_gids", raw.allow_gids)?,
+            },
+            max_connections: self.count("kms.max_connections", raw.max_connections, 64, 1..=16_384)?,
+            max_plaintext: self.size("kms.max_plaintext", raw.max_plaintext, 4096, 32..=1 << 20)?,
+            drain_timeout: self.duration(
+                "kms.drain_timeout",
+                raw.drain_timeout.map(|spanned| (spanned.span(), spanned.into_inner().0)),
+                Duration::from_secs(10),
+                Duration::ZERO..=Duration::from_secs(600),
+            )?,
+        })
+    }
+
+    fn admin(&self, raw: raw::Admin) -> Result<AdminSettings, ConfigError> {
+        Ok(AdminSettings {
+            socket: SocketSettings {
+                path: self.socket("admin.socket", raw.socket, "/run/keystead/admin.sock")?,
+                mode: raw.mode.map_or(0o600, |mode| mode.0),
+                group: self.group("admin.group", raw.group)?,
+            },
+            peers: PeerPolicy {
+                uids: self.uids("admin.allow_uids", raw.allow_uids, &[self.site.uid])?,
+                gids: self.gids("admin.allow_gids", raw.allow_gids)?,
+            },
+        })
+    }
+
+    fn path(&self, key: &str, given: Option<Spanned<PathBuf>>, default: &str) -> Result<PathBuf, ConfigError> {
+        let Some(given) = given else { return Ok(PathBuf::from(default)) };
+        let bytes = given.get_ref().as_os_str().as_bytes();
+        if bytes.is_empty() || bytes.contains(&0) {
+            return Err(self.place.fault(given.span(), key, "is not a path", None));
+        }
+        Ok(resolve(self.folder, given.get_ref()))
+    }
+
+    fn socket(&self, key: &str, given: Option<Spanned<PathBuf>>, default: &str) -> Result<PathBuf, ConfigError> {
+        let span = given.as_ref().map_or(0..0, Spanned::span);
+        let is_abstract = given.as_ref().is_some_and(|path| path.get_ref().as_os_str().as_bytes().starts_with(b"@"));
+        if is_abstract {
+            let help = "an abstract socket has no owner and no mode; give the path of a file";
+            return Err(self.place.fault(span, key, "is an abstract socket", Some(help)));
+        }
+        let path = self.path(key, given, default)?;
+        let length = path.as_os_str().len();
+        // sun_path holds 108 bytes with the final NUL (unix(7)).
+        if length > 107 {
+            let problem = format_args!("is {length} bytes long as an absolute path; a unix socket may have 107");
+            return Err(self.place.fault(span, key, problem, None));
+        }
+        Ok(path)
+    }
+
+    fn short(&self, key: &str, given: Spanned<String>, longest: usize) -> Result<String, ConfigError> {
+        let text = given.get_ref();
+        if text.is_empty() || text.len() > longest || text.chars().any(char::is_control) {
+            let problem = format_args!("must have 1 to {longest} printable bytes");
+            return Err(self.place.fault(given.span(), key, problem, None));
+        }
+        Ok(given.into_inner())
+    }
+
+    fn count(
+        &self,
+        key: &str,
+        given: Option<Spanned<i64>>,
+        default: usize,
+        bounds: RangeInclusive<usize>,
+    ) -> Result<usize, ConfigError> {
+        let Some(given) = given else { return Ok(default) };
+        usize::try_from(*given.get_ref())
+            .ok()
+            .filter(|count| bounds.contains(count))
+            .ok_or_else(|| self.out_of_bounds(given.span(), key, bounds.start(), bounds.end()))
+    }
+
+    fn size(
+        &self,
+        key: &str,
+        given: Option<Spanned<super::units::Size>>,
+        default: usize,
+        bounds: RangeInclusive<usize>,
+    ) -> Result<usize, ConfigError> {
+        let Some(given) = given else { return Ok(default) };
+        let shown = |bytes: &usize| show_size(*bytes as u64);
+        usize::try_from(given.get_ref().0)
+            .ok()
+            .filter(|size| bounds.contains(size))
+            .ok_or_else(|| self.out_of_bounds(given.span(), key, shown(bounds.start()), shown(bounds.end())))
+    }
+
+    fn duration(
+        &self,
+        key: &str,
+        given: Option<(std::ops::Range<usize>, Duration)>,
+        default: Duration,
+        bounds: RangeInclusive<Duration>,
+    ) -> Result<Duration, ConfigError> {
+        let Some((span, duration)) = given else { return Ok(default) };
+        if bounds.contains(&duration) {
+            return Ok(duration);
+        }
+        Err(self.out_of_bounds(span, key, show_duration(*bounds.start()), show_duration(*bounds.end())))
+    }
+
+    fn out_of_bounds(
+        &self,
+        span: std::ops::Range<usize>,
+        key: &str,
+        least: impl Display,
+        most: impl Display,
+    ) -> ConfigError {
+        self.place.fault(span, key, format_args!("must lie between {least} and {most}"), None)
+    }
+
+    fn group(&self, key: &str, given: Option<Spanned<Account>>) -> Result<Option<Gid>, ConfigError> {
+        let gid = given.map(|account| self.account(key, account, accounts::gid, "group")).transpose()?;
+        Ok(gid.map(Gid::from_raw))
+    }
+
+    fn uids(&self, key: &str, given: Option<Vec<Spanned<Account>>>, default: &[u32]) -> Result<Vec<u32>, ConfigError> {
+        match given {
+            Some(list) => self.accounts(key, list, accounts::uid, "user"),
+            None => {
+                let mut uids = default.to_vec();
+                // The daemon's own user may be root.
+                uids.dedup();
+                Ok(uids)
+            }
+        }
+    }
+
+    fn gids(&self, key: &str, given: Option<Vec<Spanned<Account>>>) -> Result<Vec<u32>, ConfigError> {
+        self.accounts(key, given.unwrap_or_default(), accounts::gid, "group")
+    }
+
+    fn accounts(
+        &self,
+        key: &str,
+        given: Vec<Spanned<Account>>,
+        lookup: fn(&Site, &str) -> Option<u32>,
+        what: &str,
+    ) -> Result<Vec<u32>, ConfigError> {
+        given.into_iter().map(|account| self.account(key, account, lookup, what)).collect()
+    }
+
+    fn account(
+        &self,
+        key: &str,
+        given: Spanned<Account>,
+        lookup: fn(&Site, &str) -> Option<u32>,
+        what: &str,
+    ) -> Result<u32, ConfigError> {
+        match given.get_ref() {
+            Account::Id(id) => Ok(*id),
+            Account::Name(name) => lookup(self.site, name).ok_or_else(|| {
+                let problem = format_args!("there is no local {what} {name:?}");
+                self.place.fault(given.span(), key, problem, Some("create it, or write its number"))
+            }),
+        }
+    }
+}
+
+fn default_keyring() -> KeyringId {
+    // Proven by `defaults_are_those_of_an_air_gapped_softhsm_site`: the text is a constant within the alphabet.
+    "default".parse().expect("a constant that is a keyring name")
+}
+
+/// The first of the places that distributions install SoftHSM's module to; the first of all when it is not installed, so
+/// that the error names a path.
+fn softhsm_module(site: &Site) -> PathBuf {
+    let multiarch = match std::env::consts::ARCH {
+        "arm" => "arm-linux-gnueabihf".to_owned(),
+        arch => format!("{arch}-linux-gnu"),
+    };
+    let places = [
+        "/usr/lib/softhsm/libsofthsm2.so".to_owned(),
+        format!("/usr/lib/{multiarch}/softhsm/libsofthsm2.so"),
+        "/usr/lib64/pkcs11/libsofthsm2.so".to_owned(),
+        "/usr/lib/pkcs11/libsofthsm2.so".to_owned(),
+        "/usr/lib64/softhsm/libsofthsm2.so".to_owned(),
+        "/usr/local/lib/softhsm/libsofthsm2.so".to_owned(),
+    ];
+    let found = places.iter().find(|place| site.exists(place)).unwrap_or(&places[0]);
+    PathBuf::from(found)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,37 @@
+//! Named points at which a test build can be killed. In a release build they are nothing.
+//!
+//! `KEYSTEAD_KILL_AT=<name>` ends the process there with SIGKILL; the `FAILPOINTS` variable of the `fail` crate offers the rest
+//! (`store.before-write=return`, …). tests/e2e enumerates [`NAMES`].
+
+/// Every failpoint, in the order a rotation meets them.
+pub const NAMES: &[&str] = &[
+    "store.before-write",
+    "store.half-written",
+    "store.before-sync",
+    "store.before-rename",
+    "store.before-folder-sync",
+    "rotation.intent-written",
+    "rotation.cmk-created",
+    "rotation.prepared",
+    "rotation.verified",
+    "epoch.created",
+    "epoch.record-written",
+    "epoch.old-destroyed",
+    "rotation.before-publish",
+];
+
+/// Arms what the environment asks for. Call once, before threads start.
+#[cfg(feature = "failpoints")]
+pub fn arm() {
+    // Kept for the life of the process: a scenario that is dropped disarms its points.
+    std::mem::forget(fail::FailScenario::setup());
+    if let Ok(name) = std::env::var("KEYSTEAD_KILL_AT") {
+        let kill = || {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        };
+        let _ = fail::cfg_callback(name, kill);
+    }
+}
+
+#[cfg(not(feature = "failpoints"))]
+pub fn arm() {}

@@ -1,0 +1,47 @@
+//! The channel between supervisor and server: packets on a socketpair, with a descriptor where one is handed over.
+//!
+//! The kernel keeps packets whole (SOCK_SEQPACKET), so that there is nothing to reassemble. Neither side ever blocks on
+//! the other: a packet that does not fit is an error of whoever sends it.
+
+mod frame;
+mod server_end;
+mod supervisor_end;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+pub use server_end::{ControlReporter, ControlServerEnd};
+pub use supervisor_end::ControlSupervisorEnd;
+
+/// What the supervisor tells the server.
+#[derive(Debug)]
+pub enum Order {
+    /// A fresh custodian; one that came before is gone or doomed.
+    NewCustodian { stream: UnixStream, restarts: u32 },
+    /// Finish what is running and end; the server keeps its own deadline.
+    Drain,
+}
+
+/// What the server tells the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// The sockets are served.
+    Ready,
+    /// The custodian that came with this number of restarts does not answer: replace it.
+    CustodianHung { restarts: u32 },
+    /// One line for the service manager.
+    Status(String),
+}
+
+/// Both ends; the second is for a child.
+pub fn pair() -> io::Result<(ControlSupervisorEnd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    Ok((ControlSupervisorEnd::new(ours), theirs))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! The server's wiring: every room put together, from the control channel to the sockets.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use keystead_wire::admin::v1::Sandbox;
+use keystead_wire::admin::v1::admin_server::AdminServer;
+use keystead_wire::kms::v2::key_management_service_server::KeyManagementServiceServer;
+use tokio::sync::{Notify, watch};
+
+use super::control::ControlServerEnd;
+use super::sandbox::Confinement;
+use super::server::{Listeners, LockdownReport, follow_orders};
+use crate::config::Settings;
+use crate::custody::client::CustodyClient;
+use crate::rpc::admin::{AdminService, DaemonFacts};
+use crate::rpc::incoming::{ConnectionCounters, Incoming, IncomingSettings};
+use crate::rpc::kms_v2::{KmsLimits, KmsV2};
+use crate::rpc::metrics::RequestMetrics;
+use crate::rpc::peer::PeerPolicy;
+use crate::rpc::serve::{ServeSettings, serve};
+use crate::service::keys::KeyService;
+use crate::service::lifecycle::{KeySettings, Lifecycle};
+use crate::service::watch::watch as watch_custody;
+use crate::store::Store;
+use crate::telemetry::health::Readiness;
+use crate::telemetry::http::{self, Limits, Pages};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::state::{self, State};
+
+/// How long a connection may take to open HTTP/2.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a connection that carried seeds may rest before its buffers are given up.
+const RECYCLE_AFTER: Duration = Duration::from_secs(2);
+/// Longest admin message: requests carry next to nothing.
+const MAX_ADMIN_MESSAGE: usize = 64 << 10;
+/// Admin clients at once: people and their scripts.
+const MAX_ADMIN_CONNECTIONS: usize = 16;
+
+/// Serves until the supervisor orders the end or is gone.
+pub async fn run(
+    settings: Settings,
+    store: Store,
+    listeners: Listeners,
+    control: ControlServerEnd,
+    lockdown: LockdownReport,
+) -> std::io::Result<()> {
+    let custody = CustodyClient::new(settings.custody.timeout, settings.custody.queue);
+    let keys = Arc::new(KeyService::new(custody.clone()));
+    let key_settings =
+        KeySettings { keyring: settings.keyring, node: settings.node, custody_grace: settings.custody_grace };
+    let lifecycle = Arc::new(Lifecycle::new(key_settings, store, custody.clone(), keys.clone()));
+    let restarts = Arc::new(AtomicU32::new(0));
+    let (ending, ended) = watch::channel(false);
+    let ended = move || {
+        let mut ended = ended.clone();
+        async move {
+            // Also when the sender is gone.
+            let _ = ended.wait_for(|ended| *ended).await;
+        }
+    };
+
+    let kms = incoming(listeners.kms, settings.kms.max_connections, settings.kms.peers)?;
+    let admin = incoming(listeners.admin, MAX_ADMIN_CONNECTIONS, settings.admin.peers)?;
+    let requests = Arc::new(RequestMetrics::new());
+    let metrics_address = match &listeners.metrics {
+        Some(listener) => listener.local_addr()?.to_string(),
+        None => String::new(),
+    };
+    if let Some(listener) = listeners.metrics {
+        let sockets = [("kms", kms.counters()), ("admin", admin.counters())];
+        let pages = Arc::new(pages(&lifecycle, &requests, restarts.clone(), &custody, sockets));
+        let until = ended();
+        tokio::spawn(async move {
+            if let Err(error) = http::serve(listener, pages, Limits::default(), until).await {
+                tracing::error!(%error, "metrics are not served");
+            }
+        });
+    }
+
+    let reporter = control.reporter();
+    let changed = Arc::new(Notify::new());
+    tokio::spawn(watch_custody(lifecycle.clone(), changed.clone()));
+    tokio::spawn(follow_disconnects(custody.clone(), changed.clone()));
+    let counted = restarts.clone();
+    let hung = custody.hung();
+    tokio::spawn(async move {
+        let attach = |stream, count| {
+            counted.store(count, Ordering::Relaxed);
+            custody.attach_std(stream)?;
+            changed.notify_one();
+            Ok(())
+        };
+        if let Err(error) = follow_orders(control, hung, attach).await {
+            tracing::error!(%error, "the supervisor cannot be understood");
+        }
+        ending.send_replace(true);
+    });
+
+    let limits = KmsLimits { max_plaintext: settings.kms.max_plaintext };
+    let kms_service = KeyManagementServiceServer::new(KmsV2::new(keys, limits, requests))
+        .max_decoding_message_size(limits.max_message());
+    let facts = DaemonFacts {
+        started: Instant::now(),
+        sandbox: sandbox(lockdown),
+        custodian_restarts: restarts,
+        metrics_address,
+    };
+    let admin_service =
+        AdminServer::new(AdminService::new(lifecycle, facts)).max_decoding_message_size(MAX_ADMIN_MESSAGE);
+    let kms_ends = ServeSettings {
+        drain_timeout: settings.kms.drain_timeout,
+        recycle_after: Some(RECYCLE_AFTER),
+        harmless: "/v2.KeyManagementService/Status",
+    };
+    let admin_ends = ServeSettings { recycle_after: None, ..kms_ends };
+    reporter.ready()?;
+    tokio::join!(serve(kms, kms_service, kms_ends, ended()), serve(admin, admin_service, admin_ends, ended()));
+    Ok(())
+}
+
+fn incoming(
+    listener: std::os::unix::net::UnixListener,
+    max_connections: usize,
+    policy: PeerPolicy,
+) -> std::io::Result<Incoming> {
+    listener.set_nonblocking(true)?;
+    let settings = IncomingSettings { max_connections, handshake_deadline: HANDSHAKE_DEADLINE, policy };
+    Ok(Incoming::new(tokio::net::UnixListener::from_std(listener)?, settings))
+}
+
+async fn follow_disconnects(custody: CustodyClient, changed: Arc<Notify>) {
+    let mut disconnected = custody.disconnected();
+    while disconnected.changed().await.is_ok() {
+        changed.notify_one();
+    }
+}
+
+fn sandbox(lockdown: LockdownReport) -> Sandbox {
+    Sandbox {
+        landlock: matches!(lockdown.sandbox.confinement, Confinement::Full | Confinement::Partial),
+        no_new_privs: lockdown.hardening.no_new_privs,
+        dumpable: lockdown.hardening.dumpable,
+        // Filled in when status is asked for.
+        keys_locked: false,
+        server_can_read_pin: lockdown.sandbox.pin_reachable.unwrap_or(false),
+    }
+}
+
+fn pages(
+    lifecycle: &Arc<Lifecycle>,
+    requests: &RequestMetrics,
+    restarts: Arc<AtomicU32>,
+    custody: &CustodyClient,
+    sockets: [(&'static str, Arc<ConnectionCounters>); 2],
+) -> Pages {
+    let mut metrics = Metrics::new();
+    requests.register(metrics.registry());
+    let (source, custody) = (lifecycle.clone(), custody.clone());
+    state::register(metrics.registry(), move || {
+        let mut state = State::of(&source, &custody);
+        state.custodian_restarts = restarts.load(Ordering::Relaxed).into();
+        state.sockets = sockets.iter().map(|(name, counters)| socket(name, counters)).collect();
+        state
+    });
+    let source = lifecycle.clone();
+    let health = move || {
+        let serving = source.keys().serving();
+        match serving.availability.serves() {
+            true => Readiness::Ready,
+            false => Readiness::NotReady { reason: serving.reason.clone() },
+        }
+    };
+    Pages { metrics, health: Box::new(health) }
+}
+
+fn socket(name: &'static str, counters: &ConnectionCounters) -> state::Socket {
+    let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    state::Socket {
+        name,
+        open: read(&counters.open),
+        accepted: read(&counters.accepted),
+        refused: vec![
+            ("limit", read(&counters.refused)),
+            ("peer", read(&counters.unadmitted)),
+            ("handshake", read(&counters.expired)),
+        ],
+    }
+}

@@ -1,0 +1,34 @@
+//! A custodian for one command: `init` and `token list` need the token, and the module stays out of their process too.
+
+use std::io;
+use std::time::Duration;
+
+use super::config_copy::ConfigCopy;
+use super::spawn::{end_custodian, spawn_custodian};
+use crate::config::Settings;
+use crate::custody::client::CustodyClient;
+
+/// How long the custodian may take to log out of the token.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Starts a custodian, runs `work` with it, ends it. Blocks.
+pub fn with_custodian<F, T>(
+    settings: &Settings,
+    config: &ConfigCopy,
+    work: impl FnOnce(CustodyClient) -> F,
+) -> io::Result<T>
+where
+    F: Future<Output = T>,
+{
+    let (child, stream) = spawn_custodian(&settings.custody.environment, config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        let custody = CustodyClient::new(settings.custody.timeout, settings.custody.queue);
+        custody.attach_std(stream)?;
+        Ok(work(custody).await)
+    });
+    // The runtime holds the connection, whose end is the order to end.
+    drop(runtime);
+    end_custodian(child, FAREWELL)?;
+    outcome
+}

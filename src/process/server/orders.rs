@@ -1,0 +1,85 @@
+//! What the supervisor orders while the server serves, and what the server asks of it in turn.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+
+use tokio::sync::watch;
+
+use crate::process::control::{ControlServerEnd, Order};
+
+/// Attaches each new custodian, and has one replaced whenever `hung` changes. Returns when it is time to drain: by
+/// order, or because the supervisor is gone.
+///
+/// `attach` gets the connection and the number of restarts so far.
+///
+/// # Errors
+/// When the control channel is unusable, or a custodian cannot be attached. Drain then as well: the supervisor takes the
+/// end of this process as a reason to start anew.
+pub async fn follow_orders(
+    mut control: ControlServerEnd,
+    mut hung: watch::Receiver<u64>,
+    mut attach: impl FnMut(UnixStream, u32) -> io::Result<()>,
+) -> io::Result<()> {
+    let reporter = control.reporter();
+    let mut present = None;
+    let mut hung_is_told = true;
+    hung.mark_unchanged();
+    loop {
+        tokio::select! {
+            order = control.next() => match order? {
+                Some(Order::NewCustodian { stream, restarts }) => {
+                    attach(stream, restarts)?;
+                    present = Some(restarts);
+                }
+                Some(Order::Drain) | None => return Ok(()),
+            },
+            changed = hung.changed(), if hung_is_told => match (changed, present) {
+                (Ok(()), Some(restarts)) => reporter.custodian_hung(restarts)?,
+                (Ok(()), None) => {}
+                // Whoever could tell is gone.
+                (Err(_), _) => hung_is_told = false,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::control::{self, Report};
+
+    #[tokio::test]
+    async fn custodians_are_attached_and_the_hung_one_is_named() {
+        let (supervisor, fd) = control::pair().unwrap();
+        let control = ControlServerEnd::new(fd).unwrap();
+        let (tell, hung) = watch::channel(0);
+        let (attached, mut seen) = tokio::sync::mpsc::unbounded_channel();
+        let server = tokio::spawn(follow_orders(control, hung, move |_, restarts| {
+            attached.send(restarts).map_err(io::Error::other)
+        }));
+        for restarts in [4, 5] {
+            supervisor.new_custodian(UnixStream::pair().unwrap().0, restarts).unwrap();
+            assert_eq!(seen.recv().await, Some(restarts));
+            tokio::task::yield_now().await;
+            tell.send_modify(|count| *count += 1);
+            loop {
+                match supervisor.receive() {
+                    Ok(report) => break assert_eq!(report, Some(Report::CustodianHung { restarts })),
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        }
+        drop(tell);
+        supervisor.drain().unwrap();
+        server.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn supervisor_that_is_gone_means_drain() {
+        let (supervisor, fd) = control::pair().unwrap();
+        let control = ControlServerEnd::new(fd).unwrap();
+        let (_tell, hung) = watch::channel(0);
+        drop(supervisor);
+        follow_orders(control, hung, |_, _| Ok(())).await.unwrap();
+    }
+}

@@ -1,0 +1,100 @@
+//! From a configuration to a running process: what `serve` and its two hidden siblings begin with.
+
+use std::io;
+
+use super::config_copy::ConfigCopy;
+use super::sandbox::SandboxSettings;
+use super::server::ServerError;
+use super::supervisor::{Outcome, SupervisorError, SupervisorSettings, supervise};
+use super::{custodian, daemon, server};
+use crate::config::{ConfigError, Settings, Site, Source};
+use crate::custody::settings::PinSource;
+use crate::custody::worker::{self, WorkerError};
+use crate::store::{Store, StoreError};
+use crate::telemetry::log::{self, AlreadySetUp};
+
+/// Threads of the server's runtime. Requests are short and in memory: two keep both cores of an edge box busy.
+const SERVER_THREADS: usize = 2;
+
+/// Why a process could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the process cannot be set up")]
+    Inherited(#[from] io::Error),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Log(#[from] AlreadySetUp),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Supervisor(#[from] SupervisorError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
+    Custodian(#[from] WorkerError),
+    #[error("the server cannot start; its log says why")]
+    ServerCannotStart,
+    #[error("a process had to be killed at shutdown")]
+    Forced,
+}
+
+/// The text that the children get: all of them see the same, whatever happens to the file.
+pub fn config_copy(source: &Source) -> ConfigCopy {
+    ConfigCopy { path: source.file().map(ToOwned::to_owned), text: source.text().to_owned() }
+}
+
+/// The supervisor. Returns when the daemon has ended.
+pub fn serve(settings: &Settings, source: &Source) -> Result<(), StartError> {
+    log::init(settings.log)?;
+    let outcome = supervise(SupervisorSettings {
+        kms: settings.kms.socket.clone(),
+        admin: settings.admin.socket.clone(),
+        metrics: settings.metrics,
+        drain_timeout: settings.kms.drain_timeout,
+        pid_file: None,
+        custodian_environment: settings.custody.environment.clone(),
+        config: config_copy(source),
+    })?;
+    match outcome {
+        Outcome::Drained => Ok(()),
+        Outcome::Forced => Err(StartError::Forced),
+        Outcome::ServerCannotStart => Err(StartError::ServerCannotStart),
+    }
+}
+
+/// The server. Returns when it was told to end and has drained.
+pub fn server() -> Result<(), StartError> {
+    let parts = server::begin()?;
+    let settings = inherited_settings(&parts.config)?;
+    log::init(settings.log)?;
+    // Before the sandbox: it may have to be made, and Landlock rules name folders that exist.
+    let store = Store::open(&settings.store.path)?;
+    let sandbox = SandboxSettings {
+        store: settings.store.path.clone(),
+        landlock: settings.sandbox.landlock,
+        pin: match &settings.custody.pin {
+            PinSource::File(path) => Some(path.clone()),
+            // In a folder that only the custodian is told of.
+            PinSource::Credential(_) => None,
+        },
+    };
+    let served = parts.run(&sandbox, SERVER_THREADS, |listeners, control, lockdown| {
+        daemon::run(settings, store, listeners, control, lockdown)
+    })?;
+    Ok(served?)
+}
+
+/// The custodian. Returns when its server is gone.
+pub fn custodian() -> Result<(), StartError> {
+    let parts = custodian::begin()?;
+    let settings = inherited_settings(&parts.config)?;
+    log::init(settings.log)?;
+    worker::run(parts.stream, settings.custody)?;
+    Ok(())
+}
+
+fn inherited_settings(config: &ConfigCopy) -> Result<Settings, ConfigError> {
+    let source = Source::from_parts(config.path.clone(), config.text.clone());
+    Settings::from_source(&source, &Site::this_machine())
+}

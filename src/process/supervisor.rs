@@ -1,0 +1,345 @@
+//! The supervisor: holds the sockets, keeps a server and a custodian alive, ends both in order.
+//!
+//! One thread, no runtime, no key, no PIN, no request. A crashed server loses no socket, for the supervisor has it too;
+//! a crashed or hung custodian loses no key, for the server has it.
+
+mod child;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use sd_notify::NotifyState;
+
+use self::child::ChildSlot;
+use super::activation::{self, ActivationError};
+use super::config_copy::ConfigCopy;
+use super::control::{self, ControlSupervisorEnd, Report};
+use super::hardening::{Role, harden};
+use super::pid_file::PidFile;
+use super::server::CANNOT_START;
+use super::signals::Signals;
+use super::spawn::{self, ServerDescriptors};
+use crate::rpc::socket::{ListeningSocket, SocketError, SocketSettings};
+
+/// How much longer than its own deadline the server is given to end.
+const DRAIN_MARGIN: Duration = Duration::from_secs(2);
+/// How long a custodian whose server is gone may finish what the device is doing: cut off in the middle of a write,
+/// some tokens lose more than the write.
+const CUSTODIAN_FAREWELL: Duration = Duration::from_secs(3);
+
+#[derive(Debug, Clone)]
+pub struct SupervisorSettings {
+    pub kms: SocketSettings,
+    pub admin: SocketSettings,
+    pub metrics: Option<SocketAddr>,
+    /// The server's own deadline for running requests.
+    pub drain_timeout: Duration,
+    pub pid_file: Option<PathBuf>,
+    /// What the module needs, for the custodian only.
+    pub custodian_environment: BTreeMap<String, String>,
+    pub config: ConfigCopy,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// As asked, and in order.
+    Drained,
+    /// As asked, but a process had to be killed.
+    Forced,
+    /// The server said that it cannot start; it has logged why.
+    ServerCannotStart,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    #[error(transparent)]
+    Activation(#[from] ActivationError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("the metrics address {address} cannot be bound. Change `listen` in [metrics], or set it to \"off\"")]
+    Metrics { address: SocketAddr, source: io::Error },
+    #[error("the process ID cannot be written to {}", path.display())]
+    PidFile { path: PathBuf, source: io::Error },
+    #[error("the supervisor cannot {action}")]
+    System { action: &'static str, source: io::Error },
+}
+
+impl Outcome {
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Drained => 0,
+            Self::Forced => 1,
+            Self::ServerCannotStart => CANNOT_START,
+        }
+    }
+}
+
+/// Runs the daemon until it is told to end (SIGTERM, SIGINT) or cannot start. Blocks; call it on the main thread of a
+/// process that has no other thread and has opened nothing for long.
+pub fn supervise(settings: SupervisorSettings) -> Result<Outcome, SupervisorError> {
+    let system = |action| move |source| SupervisorError::System { action, source };
+    // First: descriptors that the service manager passed must be taken before we open any.
+    let activated = activation::take()?;
+    harden(Role::Supervisor).map_err(system("harden itself"))?;
+    let signals = Signals::install().map_err(system("wait for signals"))?;
+    let kms = activated.kms.map_or_else(|| ListeningSocket::acquire(&settings.kms), Ok)?;
+    let admin = activated.admin.map_or_else(|| ListeningSocket::acquire(&settings.admin), Ok)?;
+    let metrics = settings.metrics.map(bind_metrics).transpose()?;
+    let pid_file = settings
+        .pid_file
+        .as_deref()
+        .map(|path| PidFile::write(path).map_err(|source| SupervisorError::PidFile { path: path.to_owned(), source }));
+    let _pid_file = pid_file.transpose()?;
+    tracing::info!(kms = %settings.kms.path.display(), admin = %settings.admin.path.display(), "supervising");
+    let mut supervisor = Supervisor {
+        settings,
+        sockets: Sockets { kms, admin, metrics },
+        signals,
+        server: ChildSlot::new("server"),
+        control: None,
+        ready: false,
+        custodian: ChildSlot::new("custodian"),
+        custodians: 0,
+        ending: None,
+    };
+    supervisor.run().map_err(system("wait for its children"))
+}
+
+/// Bound here and not by the server: a mistyped address is then an error of `serve`, and a port once had is not lost.
+fn bind_metrics(address: SocketAddr) -> Result<TcpListener, SupervisorError> {
+    let bind = || {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    bind().map_err(|source| SupervisorError::Metrics { address, source })
+}
+
+struct Sockets {
+    kms: ListeningSocket,
+    admin: ListeningSocket,
+    metrics: Option<TcpListener>,
+}
+
+struct Supervisor {
+    settings: SupervisorSettings,
+    sockets: Sockets,
+    signals: Signals,
+    server: ChildSlot,
+    /// To the server that runs.
+    control: Option<ControlSupervisorEnd>,
+    /// A server has served since the supervisor started.
+    ready: bool,
+    custodian: ChildSlot,
+    /// Started so far; one less is the number of restarts.
+    custodians: u32,
+    /// What the end will be; children that end are not replaced then.
+    ending: Option<Outcome>,
+}
+
+impl Supervisor {
+    fn run(&mut self) -> io::Result<Outcome> {
+        loop {
+            self.start_what_is_due();
+            self.kill_what_is_overdue();
+            if let Some(outcome) = self.ending
+                && self.server.is_down()
+                && self.custodian.is_down()
+            {
+                tracing::info!(?outcome, "ended");
+                return Ok(outcome);
+            }
+            self.wait()?;
+            self.heed_signals();
+            // Before the dead are buried: what a server said last, it said.
+            self.hear_reports();
+            self.reap()?;
+        }
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        // What may not start now must not wake us for it.
+        let server_starts = self.server.starts_at().filter(|_| self.ending.is_none());
+        let custodian_starts = self.custodian.starts_at().filter(|_| self.ending.is_none() && self.control.is_some());
+        let moments = [server_starts, custodian_starts, self.server.ends_at(), self.custodian.ends_at()];
+        let wake_at = moments.into_iter().flatten().min();
+        // A millisecond more, for the kernel's clock must be past the moment and not just at it.
+        let left = wake_at.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        fds.extend(self.control.iter().map(|control| PollFd::new(control, PollFlags::IN)));
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn start_what_is_due(&mut self) {
+        if self.ending.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        if self.server.is_due(now) {
+            match self.spawn_server() {
+                Ok(child) => self.server.started(child),
+                Err(error) => self.server.failed(&error),
+            }
+        }
+        // A custodian without a server to talk to would end at once.
+        if self.control.is_some() && self.custodian.is_due(now) {
+            match self.spawn_custodian() {
+                Ok(child) => self.custodian.started(child),
+                Err(error) => self.custodian.failed(&error),
+            }
+        }
+    }
+
+    fn spawn_server(&mut self) -> io::Result<std::process::Child> {
+        let (ours, theirs) = control::pair()?;
+        let descriptors = ServerDescriptors {
+            control: theirs,
+            kms: self.sockets.kms.share()?,
+            admin: self.sockets.admin.share()?,
+            metrics: self.sockets.metrics.as_ref().map(|listener| listener.try_clone().map(Into::into)).transpose()?,
+        };
+        let child = spawn::spawn_server(descriptors, &self.settings.config)?;
+        self.control = Some(ours);
+        Ok(child)
+    }
+
+    fn spawn_custodian(&mut self) -> io::Result<std::process::Child> {
+        let (child, stream) = spawn::spawn_custodian(&self.settings.custodian_environment, &self.settings.config)?;
+        let restarts = self.custodians;
+        self.custodians = self.custodians.saturating_add(1);
+        if let Some(control) = &self.control
+            && let Err(error) = control.new_custodian(stream, restarts)
+        {
+            // The stream is closed, so this custodian ends by itself. If the server died its end is reported anyway; if
+            // it does not read any more, it serves nobody either.
+            tracing::error!(%error, "the server does not take a new custodian: it is replaced");
+            self.server.kill();
+        }
+        Ok(child)
+    }
+
+    /// Each child has at most one moment by which it must be gone.
+    fn kill_what_is_overdue(&mut self) {
+        let now = Instant::now();
+        if self.server.is_overdue(now) {
+            tracing::error!("the server did not end in time: it is killed");
+            self.server.kill();
+            self.ending = self.ending.map(|_| Outcome::Forced);
+        }
+        if self.custodian.is_overdue(now) {
+            tracing::warn!("the custodian did not end in time: it is killed");
+            self.custodian.kill();
+        }
+    }
+
+    fn heed_signals(&mut self) {
+        let arrived = self.signals.take();
+        if arrived.reload {
+            tracing::warn!("SIGHUP is ignored: restart the daemon to apply a changed configuration");
+        }
+        match (arrived.stop, self.ending) {
+            (false, _) => {}
+            (true, None) => self.end(Outcome::Drained),
+            (true, Some(_)) => {
+                tracing::warn!("told to end a second time: everything is killed");
+                self.ending = Some(Outcome::Forced);
+                self.server.kill();
+                self.custodian.kill();
+            }
+        }
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        tracing::info!(?outcome, "ending");
+        notify(NotifyState::Stopping);
+        self.ending = Some(outcome);
+        self.server.must_end_within(self.settings.drain_timeout + DRAIN_MARGIN);
+        match &self.control {
+            Some(control) => {
+                if let Err(error) = control.drain() {
+                    tracing::warn!(%error, "the server cannot be told to drain: it is killed");
+                    self.ending = Some(Outcome::Forced);
+                    self.server.kill();
+                }
+            }
+            None => self.custodian.must_end_within(CUSTODIAN_FAREWELL),
+        }
+    }
+
+    fn hear_reports(&mut self) {
+        while let Some(control) = &self.control {
+            match control.receive() {
+                Ok(Some(Report::Ready)) => {
+                    self.ready = true;
+                    notify(NotifyState::Ready);
+                }
+                Ok(Some(Report::Status(text))) => notify(NotifyState::Status(&text)),
+                Ok(Some(Report::CustodianHung { restarts })) => self.replace_hung_custodian(restarts),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The end of the channel is the end of the server: nobody is left who could be told anything.
+                Ok(None) => return self.server_hung_up(),
+                Err(error) => {
+                    tracing::error!(%error, "the server talks nonsense: it is replaced");
+                    self.server.kill();
+                    return self.server_hung_up();
+                }
+            }
+        }
+    }
+
+    fn server_hung_up(&mut self) {
+        self.control = None;
+        // It is about to exit; one that closed the channel and lingers is of no use.
+        self.server.must_end_within(DRAIN_MARGIN);
+        // Its connection is closed, too, so that it ends by itself.
+        self.custodian.must_end_within(CUSTODIAN_FAREWELL);
+    }
+
+    fn replace_hung_custodian(&mut self, restarts: u32) {
+        // A report about one that was replaced meanwhile does not concern its successor.
+        if self.custodians == restarts.saturating_add(1) && !self.custodian.is_down() {
+            tracing::warn!(restarts, "the custodian does not answer: it is killed");
+            self.custodian.kill();
+        }
+    }
+
+    fn reap(&mut self) -> io::Result<()> {
+        if let Some(status) = self.server.reap(self.ending.is_some())? {
+            self.server_ended(status);
+        }
+        // After the server: a custodian that ends because its server did is no crash.
+        let expected = self.ending.is_some() || self.custodian.is_ending();
+        if let Some(status) = self.custodian.reap(expected)? {
+            tracing::debug!(%status, "the custodian ended");
+        }
+        Ok(())
+    }
+
+    fn server_ended(&mut self, status: ExitStatus) {
+        // What it said last is still in the channel.
+        self.hear_reports();
+        if self.control.is_some() {
+            self.server_hung_up();
+        }
+        if status.code() == Some(i32::from(CANNOT_START)) && !self.ready && self.ending.is_none() {
+            self.end(Outcome::ServerCannotStart);
+        }
+    }
+}
+
+fn notify(state: NotifyState<'_>) {
+    // Without a service manager this does nothing.
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager cannot be notified");
+    }
+}

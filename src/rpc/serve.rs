@@ -1,0 +1,165 @@
+//! Serves one gRPC service on accepted connections: drains on shutdown, and ends connections that rest after carrying keys.
+//!
+//! tonic's own server would do, but for two things. HTTP/2 keeps a read and a write buffer for as long as a connection
+//! lives, and kube-apiserver's lives for ever: the last seeds would lie there. A connection that carried a seed and then
+//! rests is therefore told to go away (GOAWAY, which gRPC clients follow without a failed call), and its buffers are
+//! freed, and freed memory is wiped. And shutdown has a deadline.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::{Stream, StreamExt};
+use http::{Request, Response};
+use hyper::body::Incoming as Body;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::Status;
+use tonic::transport::server::Connected;
+use tower::Service;
+
+use super::connection::Connection;
+
+/// Streams that one connection may have open; kube-apiserver uses a handful.
+const MAX_STREAMS: u32 = 200;
+/// Bytes a peer may send ahead: what one request may take, and what one connection's requests may take together.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+
+/// How connections end.
+#[derive(Debug, Clone, Copy)]
+pub struct ServeSettings {
+    /// How long running requests may take after shutdown was asked for.
+    pub drain_timeout: Duration,
+    /// How long a connection that carried keys may rest before it is recycled; `None` keeps it.
+    pub recycle_after: Option<Duration>,
+    /// Path of the one method that carries no keys, and so does not make a connection one to recycle.
+    pub harmless: &'static str,
+}
+
+/// Serves until `shutdown` completes, then drains.
+pub async fn serve<S>(
+    incoming: impl Stream<Item = io::Result<Connection>>,
+    service: S,
+    settings: ServeSettings,
+    shutdown: impl Future<Output = ()>,
+) where
+    S: Service<Request<Body>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    let (closing, closed) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut incoming = std::pin::pin!(incoming);
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = shutdown.as_mut() => break,
+            Some(accepted) = incoming.next() => match accepted {
+                Ok(io) => {
+                    connections.spawn(connection(io, service.clone(), settings, closed.clone()));
+                }
+                Err(error) => tracing::warn!(%error, "a connection could not be accepted"),
+            },
+            // Ended connections are forgotten as they end.
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    // Nobody left to tell is fine.
+    let _ = closing.send(true);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(settings.drain_timeout, drained).await.is_err() {
+        tracing::warn!(connections = connections.len(), "closed with requests still running");
+    }
+}
+
+async fn connection<S>(io: Connection, service: S, settings: ServeSettings, mut closed: watch::Receiver<bool>)
+where
+    S: Service<Request<Body>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    let caller = io.connect_info();
+    let activity = Arc::new(Activity::new());
+    let watched = activity.clone();
+    let service = hyper::service::service_fn(move |mut request: Request<Body>| {
+        watched.note(request.uri().path() != settings.harmless);
+        let answer = caller.admitted.then(|| {
+            request.extensions_mut().insert(caller);
+            service.clone().call(request)
+        });
+        async move {
+            match answer {
+                Some(answer) => answer.await,
+                None => Ok(not_admitted()),
+            }
+        }
+    });
+    let mut connection = std::pin::pin!(
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .serve_connection(TokioIo::new(io), service)
+    );
+    let ended = |outcome: hyper::Result<()>| {
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "a connection ended in error");
+        }
+    };
+    tokio::select! {
+        outcome = connection.as_mut() => return ended(outcome),
+        _ = closed.wait_for(|closed| *closed) => {}
+        () = activity.rested(settings.recycle_after) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    // A client that does not answer the farewell is not waited for.
+    if let Ok(outcome) = tokio::time::timeout(settings.drain_timeout, connection).await {
+        ended(outcome);
+    }
+}
+
+/// One sentence for all who are not listed: which uids are is nobody's business.
+fn not_admitted() -> Response<tonic::body::Body> {
+    Status::permission_denied("this user may not use this socket; see allow_uids and allow_gids in the configuration")
+        .into_http()
+}
+
+/// When a connection was last used, and whether it ever carried keys. One store a request.
+struct Activity {
+    since: Instant,
+    last_millis: AtomicU64,
+    carried_keys: AtomicBool,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self { since: Instant::now(), last_millis: AtomicU64::new(0), carried_keys: AtomicBool::new(false) }
+    }
+
+    fn note(&self, carries_keys: bool) {
+        if carries_keys {
+            self.carried_keys.store(true, Ordering::Relaxed);
+            self.last_millis.store(self.elapsed(), Ordering::Relaxed);
+        }
+    }
+
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Completes when keys were carried, the last of them `limit` ago.
+    async fn rested(&self, limit: Option<Duration>) {
+        let Some(limit) = limit else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(limit).await;
+            let rest = self.elapsed().saturating_sub(self.last_millis.load(Ordering::Relaxed));
+            if self.carried_keys.load(Ordering::Relaxed) && Duration::from_millis(rest) >= limit {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! From the service's errors to gRPC codes: the one place where they meet, and where each is logged once.
+
+use keystead_core::envelope::EnvelopeError;
+use tonic::{Code, Status};
+
+use crate::service::explain::explain;
+use crate::service::keys::ServeError;
+use crate::service::rotation::RotationError;
+
+/// A failed KMS request. Messages are the error's own text: safe to log, no key byte, no ciphertext.
+pub fn serve_error(error: &ServeError) -> Status {
+    let code = match error {
+        ServeError::Sealed(_) | ServeError::Custody(_) | ServeError::NoRandomness => Code::Unavailable,
+        ServeError::MalformedKeyId => Code::InvalidArgument,
+        ServeError::UnknownKeyId => Code::NotFound,
+        ServeError::Destroyed | ServeError::Envelope(EnvelopeError::NewerFormat(_)) => Code::FailedPrecondition,
+        ServeError::Envelope(EnvelopeError::NotAuthentic | EnvelopeError::TooShort) => Code::InvalidArgument,
+        ServeError::WrongKey => Code::DataLoss,
+    };
+    Status::new(code, error.to_string())
+}
+
+/// A failed rotation.
+pub fn rotation_error(error: &RotationError) -> Status {
+    let code = match error {
+        RotationError::Refused(_) | RotationError::Transition(_) => Code::FailedPrecondition,
+        // The key before it serves on; the journal settles what was begun.
+        RotationError::NotProven(_) | RotationError::Storage(_) | RotationError::NoRandomness => Code::Aborted,
+    };
+    Status::new(code, explain(error))
+}

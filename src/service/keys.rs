@@ -1,0 +1,309 @@
+//! The hot path: Status, Encrypt and Decrypt on the generations in memory.
+//!
+//! What is served is one immutable [`Serving`], swapped whole: a rotation shows its new key ID in Status and Encrypt at the same
+//! instant. Encrypt and Decrypt of a loaded generation touch no device, disk or network. A generation that is not yet
+//! in memory is unwrapped once, whatever the number of waiters.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use keystead_core::availability::{Availability, SealReason};
+use keystead_core::envelope::{EnvelopeError, EnvelopeKey, NONCE_LEN};
+use keystead_core::keyring::{Generation, Keyring};
+use keystead_core::{EnvelopeContext, Kek, KeyId, KeyringId};
+use zeroize::Zeroizing;
+
+use crate::custody::client::CustodyClient;
+use crate::custody::contract::CustodyError;
+use crate::memory;
+
+/// Serves one keyring. Cheap to share; every method may be called from any task.
+pub struct KeyService {
+    serving: ArcSwap<Serving>,
+    custody: CustodyClient,
+}
+
+/// What is served at one instant.
+pub struct Serving {
+    pub availability: Availability,
+    /// Why it is sealed or degraded and what to do; empty while online.
+    pub reason: String,
+    /// `None` until a record was authenticated.
+    pub keys: Option<Arc<Keys>>,
+}
+
+/// The generations of an authentic record, by key ID.
+pub struct Keys {
+    pub keyring: Arc<Keyring>,
+    active: Option<Arc<Slot>>,
+    slots: HashMap<String, Arc<Slot>>,
+}
+
+/// One generation and, once unwrapped, its keys. Shared between snapshots, so that a rotation unwraps nothing again.
+pub struct Slot {
+    pub generation: Generation,
+    keyring: KeyringId,
+    key_id: String,
+    context: EnvelopeContext,
+    annotation: Vec<u8>,
+    loaded: ArcSwapOption<Loaded>,
+    loading: Mutex<Option<Loading>>,
+    pub encrypts: AtomicU64,
+    pub decrypts: AtomicU64,
+}
+
+type Loading = Shared<BoxFuture<'static, Result<Arc<Loaded>, ServeError>>>;
+
+/// A generation's keys in memory, on locked pages.
+struct Loaded {
+    /// Kept for wrapping to a new root; Encrypt and Decrypt use only `envelope`.
+    _kek: Kek,
+    envelope: EnvelopeKey,
+}
+
+/// An Encrypt answer.
+#[derive(Debug)]
+pub struct Encrypted {
+    pub ciphertext: Vec<u8>,
+    pub key_id: String,
+    /// Value of the one annotation, [`keystead_core::annotation::KEY`].
+    pub annotation: Vec<u8>,
+}
+
+/// Why a request was not served. A variant per gRPC answer; safe to log and to send.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServeError {
+    #[error("keystead is sealed: {0}")]
+    Sealed(String),
+    #[error("the key ID is malformed")]
+    MalformedKeyId,
+    #[error("this keyring has no such key ID")]
+    UnknownKeyId,
+    #[error("the generation of this key ID is destroyed")]
+    Destroyed,
+    #[error(transparent)]
+    Envelope(EnvelopeError),
+    #[error("the key of this generation is not in memory and custody cannot unwrap it now: {0}")]
+    Custody(CustodyError),
+    /// The token opened the wrap to another key than the one committed to.
+    #[error("custody answered with a key that is not this generation's; run `keystead status`")]
+    WrongKey,
+    #[error("the system's random source failed")]
+    NoRandomness,
+}
+
+impl KeyService {
+    pub fn new(custody: CustodyClient) -> Self {
+        let serving =
+            Serving { availability: Availability::Sealed(SealReason::Starting), reason: "starting".into(), keys: None };
+        Self { serving: ArcSwap::from_pointee(serving), custody }
+    }
+
+    /// What is served now.
+    pub fn serving(&self) -> Arc<Serving> {
+        self.serving.load_full()
+    }
+
+    /// Swaps what is served; running requests finish on what they began with.
+    pub fn publish(&self, serving: Serving) {
+        self.serving.store(Arc::new(serving));
+    }
+
+    /// The key ID that Encrypt uses now. No I/O, no allocation but the string.
+    pub fn status(&self) -> Result<String, ServeError> {
+        self.serving.load().active().map(|slot| slot.key_id.clone())
+    }
+
+    /// Encrypts under the active generation. `plaintext` is bounded by the caller.
+    pub fn encrypt(&self, plaintext: &[u8]) -> Result<Encrypted, ServeError> {
+        let serving = self.serving.load();
+        let slot = serving.active()?;
+        let loaded = slot.loaded.load();
+        let keys = loaded.as_ref().ok_or_else(|| ServeError::Sealed("the active key is not loaded".into()))?;
+        let mut nonce = [0; NONCE_LEN];
+        getrandom::fill(&mut nonce).map_err(|_| ServeError::NoRandomness)?;
+        let ciphertext = keys.envelope.encrypt(&slot.context, nonce, plaintext);
+        slot.encrypts.fetch_add(1, Ordering::Relaxed);
+        Ok(Encrypted { ciphertext, key_id: slot.key_id.clone(), annotation: slot.annotation.clone() })
+    }
+
+    /// Decrypts under the generation that `key_id` names in the authenticated store. Annotations have no say here:
+    /// whoever can write etcd could bring a KEK of his own in them.
+    pub async fn decrypt(&self, key_id: &str, ciphertext: &[u8]) -> Result<Zeroizing<Vec<u8>>, ServeError> {
+        let slot = {
+            let serving = self.serving.load();
+            serving.slot(key_id)?.clone()
+        };
+        let ready = slot.loaded.load_full();
+        let keys = match ready {
+            Some(keys) => keys,
+            None => self.load(&slot).await?,
+        };
+        let plaintext = keys.envelope.decrypt(&slot.context, ciphertext).map_err(ServeError::Envelope)?;
+        slot.decrypts.fetch_add(1, Ordering::Relaxed);
+        Ok(plaintext)
+    }
+
+    /// Brings a generation's keys into memory: one unwrap, shared by all who wait for it.
+    pub async fn load_generation(&self, slot: &Arc<Slot>) -> Result<(), ServeError> {
+        self.load(slot).await.map(drop)
+    }
+
+    async fn load(&self, slot: &Arc<Slot>) -> Result<Arc<Loaded>, ServeError> {
+        let loading = {
+            let mut loading = slot.loading.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(loaded) = slot.loaded.load_full() {
+                return Ok(loaded);
+            }
+            loading
+                .get_or_insert_with(|| {
+                    // A task of its own: the unwrap goes on when the client that asked first hangs up.
+                    let task = tokio::spawn(unwrap(self.custody.clone(), slot.clone()));
+                    async move { task.await.unwrap_or(Err(ServeError::Custody(CustodyError::Gone))) }.boxed().shared()
+                })
+                .clone()
+        };
+        loading.await
+    }
+}
+
+/// Unwraps one generation and files its keys; a failure is for the present waiters only.
+async fn unwrap(custody: CustodyClient, slot: Arc<Slot>) -> Result<Arc<Loaded>, ServeError> {
+    let outcome = unwrap_checked(&custody, &slot.keyring, &slot.generation).await.map(|kek| {
+        let loaded = Arc::new(Loaded::new(kek));
+        slot.loaded.store(Some(loaded.clone()));
+        loaded
+    });
+    *slot.loading.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    outcome
+}
+
+/// Unwraps a generation's KEK in custody and holds it against its commitment.
+pub(super) async fn unwrap_checked(
+    custody: &CustodyClient,
+    keyring: &KeyringId,
+    generation: &Generation,
+) -> Result<Kek, ServeError> {
+    let wrap = generation.custody_wrap().ok_or(ServeError::Destroyed)?;
+    let kek = custody
+        .unwrap(generation.wrap_context(keyring, wrap), wrap.bytes.clone())
+        .await
+        .map_err(ServeError::Custody)?;
+    if kek.commitment() != generation.commitment {
+        return Err(ServeError::WrongKey);
+    }
+    Ok(kek)
+}
+
+impl Serving {
+    fn active(&self) -> Result<&Arc<Slot>, ServeError> {
+        let sealed = || ServeError::Sealed(self.reason.clone());
+        if !self.availability.serves() {
+            return Err(sealed());
+        }
+        self.keys.as_ref().and_then(|keys| keys.active.as_ref()).ok_or_else(sealed)
+    }
+
+    fn slot(&self, key_id: &str) -> Result<&Arc<Slot>, ServeError> {
+        self.active()?;
+        let slots = self.keys.as_ref().map(|keys| &keys.slots);
+        match slots.and_then(|slots| slots.get(key_id)) {
+            Some(slot) if slot.generation.decrypts() => Ok(slot),
+            Some(_) => Err(ServeError::Destroyed),
+            None if key_id.parse::<KeyId>().is_err() => Err(ServeError::MalformedKeyId),
+            None => Err(ServeError::UnknownKeyId),
+        }
+    }
+}
+
+impl Keys {
+    /// Slots for every generation that may serve; those that `earlier` had in memory stay there.
+    pub fn new(keyring: Keyring, earlier: Option<&Self>) -> Self {
+        let mut slots = HashMap::new();
+        let mut active = None;
+        for generation in &keyring.generations {
+            let Some(slot) = Slot::new(&keyring.keyring, generation) else { continue };
+            if let Some(before) = earlier.and_then(|keys| keys.slots.get(&slot.key_id)) {
+                slot.take_over(before);
+            }
+            let slot = Arc::new(slot);
+            if generation.state == keystead_core::keyring::GenerationState::Active {
+                active = Some(slot.clone());
+            }
+            slots.insert(slot.key_id.clone(), slot);
+        }
+        Self { keyring: Arc::new(keyring), active, slots }
+    }
+
+    pub fn active(&self) -> Option<&Arc<Slot>> {
+        self.active.as_ref()
+    }
+
+    /// By number; prepared generations have no slot.
+    pub fn slot_of(&self, generation: &Generation) -> Option<&Arc<Slot>> {
+        self.slots.get(generation.key_id.as_str())
+    }
+
+    pub fn slots(&self) -> impl Iterator<Item = &Arc<Slot>> {
+        self.slots.values()
+    }
+
+    pub fn loaded(&self) -> usize {
+        self.slots.values().filter(|slot| slot.is_loaded()).count()
+    }
+
+    /// Gives up every KEK in memory. Requests under way finish with the keys they hold.
+    pub fn wipe(&self) {
+        for slot in self.slots.values() {
+            slot.loaded.store(None);
+        }
+    }
+}
+
+impl Slot {
+    /// `None` for a generation whose key ID nobody has seen yet.
+    fn new(keyring: &KeyringId, generation: &Generation) -> Option<Self> {
+        if generation.state == keystead_core::keyring::GenerationState::Prepared {
+            return None;
+        }
+        Some(Self {
+            keyring: keyring.clone(),
+            key_id: generation.key_id.to_string(),
+            context: generation.envelope_context(keyring),
+            // Checked when the generation was prepared; an old record's that is too long is left out, not served cut.
+            annotation: generation.annotation().unwrap_or_default(),
+            generation: generation.clone(),
+            loaded: ArcSwapOption::empty(),
+            loading: Mutex::new(None),
+            encrypts: AtomicU64::new(0),
+            decrypts: AtomicU64::new(0),
+        })
+    }
+
+    fn take_over(&self, before: &Self) {
+        self.loaded.store(before.loaded.load_full());
+        self.encrypts.store(before.encrypts.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.decrypts.store(before.decrypts.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.load().is_some()
+    }
+
+    /// Files keys that were just made and compared, so that activating them needs no further unwrap.
+    pub fn fill(&self, kek: Kek) {
+        self.loaded.store(Some(Arc::new(Loaded::new(kek))));
+    }
+}
+
+impl Loaded {
+    fn new(kek: Kek) -> Self {
+        let envelope = EnvelopeKey::new(&kek);
+        memory::lock_keys(&kek, &envelope);
+        Self { _kek: kek, envelope }
+    }
+}

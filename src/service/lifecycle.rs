@@ -1,0 +1,259 @@
+//! From the store to a served key and back: start, seal, degrade, recover. The only writer of what [`KeyService`] serves.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use keystead_core::availability::{Availability, Effect, Observation, SealReason, step};
+use keystead_core::keyring::Keyring;
+use keystead_core::{KeyringId, NodeId};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::epoch::{self, LoadError};
+use super::explain::explain;
+use super::keys::{KeyService, Keys, ServeError, Serving};
+use crate::custody::client::CustodyClient;
+use crate::custody::contract::{CustodyError, TokenDescription};
+use crate::store::Store;
+
+/// Which key this daemon serves, and how patient it is.
+#[derive(Debug, Clone)]
+pub struct KeySettings {
+    pub keyring: KeyringId,
+    pub node: NodeId,
+    /// How long custody may be away before loaded keys are given up; `None` keeps them for ever.
+    pub custody_grace: Option<Duration>,
+}
+
+/// One daemon's key: its store, its custody, and what it serves from them.
+pub struct Lifecycle {
+    pub(super) settings: KeySettings,
+    pub(super) store: Store,
+    pub(super) custody: CustodyClient,
+    pub(super) keys: Arc<KeyService>,
+    /// One change at a time: start, rotation, sealing.
+    pub(super) turn: tokio::sync::Mutex<()>,
+    /// What custody said last, for status.
+    custody_state: Mutex<CustodyState>,
+}
+
+/// Custody as last seen.
+#[derive(Debug, Clone, Default)]
+pub struct CustodyState {
+    pub description: Option<TokenDescription>,
+    pub fault: Option<CustodyError>,
+}
+
+impl CustodyState {
+    /// One word for status and metrics.
+    pub fn name(&self) -> &'static str {
+        match &self.fault {
+            None if self.description.is_none() => "starting",
+            None => "ready",
+            Some(CustodyError::Gone) => "restarting",
+            Some(CustodyError::TimedOut) => "hung",
+            Some(CustodyError::Busy) => "busy",
+            Some(CustodyError::ModuleUnusable { .. }) => "module-unusable",
+            Some(CustodyError::TokenMissing { .. }) => "token-missing",
+            Some(CustodyError::TokenAmbiguous { .. }) => "token-ambiguous",
+            Some(CustodyError::PinRejected { .. }) => "pin-rejected",
+            Some(CustodyError::PinLocked { .. }) => "pin-locked",
+            Some(CustodyError::PinFinalTry { .. }) => "pin-final-try",
+            Some(CustodyError::PinUnreadable { .. }) => "pin-unreadable",
+            Some(CustodyError::Unsupported { .. }) => "unsupported",
+            Some(CustodyError::CmkMissing { .. }) => "cmk-missing",
+            Some(CustodyError::EpochMissing { .. }) => "epoch-missing",
+            Some(CustodyError::WrapRejected) => "wrap-rejected",
+            Some(CustodyError::Device { .. }) => "device-failed",
+        }
+    }
+}
+
+/// Why a start did not end in serving.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("the active generation cannot be opened: {0}")]
+    Active(ServeError),
+    #[error("the keyring has no active generation")]
+    NoActive,
+}
+
+impl Lifecycle {
+    pub fn new(settings: KeySettings, store: Store, custody: CustodyClient, keys: Arc<KeyService>) -> Self {
+        Self {
+            settings,
+            store,
+            custody,
+            keys,
+            turn: tokio::sync::Mutex::new(()),
+            custody_state: Mutex::new(CustodyState::default()),
+        }
+    }
+
+    pub fn keys(&self) -> &Arc<KeyService> {
+        &self.keys
+    }
+
+    pub fn settings(&self) -> &KeySettings {
+        &self.settings
+    }
+
+    pub fn custody_state(&self) -> CustodyState {
+        self.custody_state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks after the key: starts it while sealed, probes custody while serving. Called when custody changed and
+    /// from time to time; returns how long to wait until the next call.
+    pub async fn tend(&self) -> Duration {
+        let _turn = self.turn.lock().await;
+        self.describe_custody().await;
+        if self.keys.serving().availability.serves() {
+            self.probe().await;
+            self.load_retired().await;
+        } else {
+            self.start().await;
+        }
+        match &self.keys.serving().availability {
+            Availability::Online => Duration::from_secs(30),
+            Availability::Degraded { .. } => Duration::from_secs(1),
+            Availability::Sealed(SealReason::RecordRejected) => Duration::from_secs(10),
+            Availability::Sealed(_) => Duration::from_secs(1),
+        }
+    }
+
+    /// Loads the record and the active key; needs the turn.
+    async fn start(&self) {
+        match self.try_start().await {
+            Ok(keys) => {
+                let keyring = keys.keyring.clone();
+                self.observe(Observation::Loaded, String::new(), Some(Arc::new(keys)));
+                let active = keyring.active().map(|generation| generation.key_id.to_string()).unwrap_or_default();
+                tracing::info!(keyring = %keyring.keyring, key_id = active, generations = keyring.generations.len(), "serving");
+            }
+            Err(error) => {
+                let waits = match &error {
+                    StartError::Load(load) => load.is_custody(),
+                    StartError::Active(ServeError::Custody(_)) => true,
+                    StartError::Active(_) | StartError::NoActive => false,
+                };
+                let reason = explain(&error);
+                if self.keys.serving().reason != reason {
+                    tracing::warn!(reason, "sealed");
+                }
+                let observation = if waits { Observation::CustodyLost } else { Observation::RecordRejected };
+                self.observe(observation, reason, None);
+            }
+        }
+    }
+
+    async fn try_start(&self) -> Result<Keys, StartError> {
+        let mut keyring = epoch::load(&self.store, &self.custody, &self.settings.keyring, &self.settings.node).await?;
+        self.finish_rotation(&mut keyring).await?;
+        let earlier = self.keys.serving().keys.clone();
+        let keys = Keys::new(keyring, earlier.as_deref());
+        let active = keys.active().ok_or(StartError::NoActive)?;
+        self.keys.load_generation(active).await.map_err(StartError::Active)?;
+        Ok(keys)
+    }
+
+    /// Asks the canary whether custody is there.
+    async fn probe(&self) {
+        match self.custody.probe().await {
+            Ok(()) => self.observe(Observation::CustodyAnswered, String::new(), None),
+            Err(CustodyError::Busy) => {}
+            Err(error) => {
+                if self.keys.serving().availability == Availability::Online {
+                    tracing::error!(%error, "custody is away; serving goes on from memory");
+                }
+                let reason = format!(
+                    "custody is away: {error}. Loaded keys are served on. DO NOT RESTART this daemon until custody is back"
+                );
+                self.observe(Observation::CustodyLost, reason, None);
+            }
+        }
+        self.observe(Observation::Tick, self.keys.serving().reason.clone(), None);
+    }
+
+    /// Brings retired generations into memory, one by one: each is a round trip that proves the old key still opens.
+    async fn load_retired(&self) {
+        let Some(keys) = self.keys.serving().keys.clone() else { return };
+        for slot in keys.slots().filter(|slot| !slot.is_loaded() && slot.generation.decrypts()) {
+            match self.keys.load_generation(slot).await {
+                Ok(()) => {}
+                // Custody as a whole is away: the next round tries again.
+                Err(ServeError::Custody(CustodyError::Gone | CustodyError::TimedOut | CustodyError::Busy)) => return,
+                Err(error) => {
+                    tracing::error!(key_id = %slot.generation.key_id, %error, "a retired generation cannot be opened");
+                }
+            }
+        }
+    }
+
+    async fn describe_custody(&self) {
+        let outcome = self.custody.describe().await;
+        let mut state = self.custody_state.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(description) => {
+                if state.description.is_none() || state.fault.is_some() {
+                    let TokenDescription { token, mechanism, authentication, .. } = &description;
+                    tracing::info!(
+                        serial = token.serial,
+                        label = token.label,
+                        mechanism,
+                        authentication,
+                        "custody ready"
+                    );
+                }
+                *state = CustodyState { description: Some(description), fault: None };
+            }
+            Err(fault) => {
+                if state.fault.as_ref() != Some(&fault) {
+                    tracing::warn!(error = %fault, "custody does not answer");
+                }
+                state.fault = Some(fault);
+            }
+        }
+    }
+
+    /// Takes one step of the availability machine and publishes what it says. `keys` replaces what is served.
+    pub(super) fn observe(&self, observation: Observation, reason: String, keys: Option<Arc<Keys>>) {
+        let before = self.keys.serving();
+        let (availability, effect) = step(&before.availability, observation, boot_time(), self.settings.custody_grace);
+        let changed = availability != before.availability;
+        if !changed && keys.is_none() && reason == before.reason {
+            return;
+        }
+        let keys = keys.or_else(|| before.keys.clone());
+        if changed {
+            tracing::info!(from = ?before.availability, to = ?availability, "availability");
+        }
+        let wipe = (effect == Some(Effect::WipeKeks)).then(|| keys.clone()).flatten();
+        self.keys.publish(Serving { availability, reason, keys });
+        // Refuse first, then wipe: no request may find a wiped generation behind an open door.
+        if let Some(keys) = wipe {
+            keys.wipe();
+        }
+    }
+
+    /// Shows a changed keyring: the new key ID in Status and Encrypt at the same instant.
+    pub(super) fn publish_keyring(&self, keys: Keys) {
+        let before = self.keys.serving();
+        self.keys.publish(Serving {
+            availability: before.availability.clone(),
+            reason: before.reason.clone(),
+            keys: Some(Arc::new(keys)),
+        });
+    }
+
+    /// The record in force, for a change to start from.
+    pub(super) fn keyring(&self) -> Option<Keyring> {
+        self.keys.serving().keys.as_ref().map(|keys| Keyring::clone(&keys.keyring))
+    }
+}
+
+/// Time since boot, suspend included; never steps.
+fn boot_time() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}

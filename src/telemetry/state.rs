@@ -1,0 +1,240 @@
+//! The daemon's state as metrics: read from its one source at each scrape, never kept a second time.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use keystead_core::availability;
+
+use crate::custody::client::CustodyClient;
+use crate::service::lifecycle::Lifecycle;
+
+/// What the daemon is doing at one instant. The rooms count; whoever composes them fills this in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct State {
+    pub availability: Availability,
+    /// 0 while none is known.
+    pub active_generation: u64,
+    pub generations: u64,
+    pub generations_loaded: u64,
+    /// As in `keystead status`: `ready`, or what is wrong (`starting`, `pin-rejected`, `hung`, …).
+    pub custody_state: &'static str,
+    pub custodian_restarts: u64,
+    /// PKCS#11 calls that reached the device since the custodian started.
+    pub device_calls: u64,
+    /// Requests to the custodian so far.
+    pub custody_operations: Vec<Operations>,
+    pub sockets: Vec<Socket>,
+    pub store_revision: u64,
+    pub epoch: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Availability {
+    #[default]
+    Sealed,
+    Degraded,
+    Online,
+}
+
+/// How often one kind of request ended one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operations {
+    pub kind: &'static str,
+    pub outcome: &'static str,
+    pub count: u64,
+}
+
+/// Connections of one socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Socket {
+    /// `kms` or `admin`.
+    pub name: &'static str,
+    pub open: u64,
+    pub accepted: u64,
+    /// By reason: `limit`, `peer`, `handshake`.
+    pub refused: Vec<(&'static str, u64)>,
+}
+
+impl State {
+    /// What service and custody say now; the rest is the composition root's to fill in.
+    pub fn of(lifecycle: &Lifecycle, custody: &CustodyClient) -> Self {
+        let serving = lifecycle.keys().serving();
+        let custody_state = lifecycle.custody_state();
+        let mut state = Self {
+            availability: match serving.availability {
+                availability::Availability::Sealed(_) => Availability::Sealed,
+                availability::Availability::Degraded { .. } => Availability::Degraded,
+                availability::Availability::Online => Availability::Online,
+            },
+            custody_state: custody_state.name(),
+            device_calls: custody_state.description.map_or(0, |description| description.device_operations),
+            custody_operations: custody
+                .operations()
+                .into_iter()
+                .map(|each| Operations { kind: each.request, outcome: each.outcome, count: each.count })
+                .collect(),
+            ..Self::default()
+        };
+        if let Some(keys) = &serving.keys {
+            state.active_generation = keys.keyring.active().map_or(0, |active| active.number.0);
+            state.generations = keys.keyring.generations.len() as u64;
+            state.generations_loaded = keys.loaded() as u64;
+            state.store_revision = keys.keyring.revision;
+            state.epoch = keys.keyring.epoch;
+        }
+        state
+    }
+}
+
+impl Availability {
+    const ALL: [Self; 3] = [Self::Sealed, Self::Degraded, Self::Online];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sealed => "sealed",
+            Self::Degraded => "degraded",
+            Self::Online => "online",
+        }
+    }
+}
+
+/// Registers `read`, which is called once a scrape and must not block.
+pub fn register(registry: &mut Registry, read: impl Fn() -> State + Send + Sync + 'static) {
+    registry.register_collector(Box::new(StateCollector(read)));
+}
+
+struct StateCollector<F>(F);
+
+impl<F> fmt::Debug for StateCollector<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StateCollector")
+    }
+}
+
+impl<F: Fn() -> State + Send + Sync + 'static> Collector for StateCollector<F> {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let state = (self.0)();
+        let mut page = Page(encoder);
+
+        let availability =
+            Availability::ALL.map(|each| ([("state", each.as_str())], u64::from(each == state.availability)));
+        page.gauges("keystead_availability", "1 for the state the daemon is in.", availability)?;
+        page.gauge("keystead_active_generation", "Number of the generation that encrypts.", state.active_generation)?;
+        page.gauge("keystead_generations", "Generations in the keyring.", state.generations)?;
+        page.gauge("keystead_generations_loaded", "Generations whose KEK is in memory.", state.generations_loaded)?;
+        page.gauge("keystead_store_revision", "Revision of the stored record.", state.store_revision)?;
+        page.gauge("keystead_epoch", "Number of the epoch secret in force.", state.epoch)?;
+
+        let custody = [([("state", state.custody_state)], 1)];
+        page.gauges("keystead_custody_state", "1 for the state custody is in.", custody)?;
+        let restarts = [(NO_LABELS, state.custodian_restarts)];
+        page.counters("keystead_custodian_restarts", "Custodian processes that were replaced.", restarts)?;
+        // A gauge: the count begins anew with each custodian.
+        page.gauge("keystead_device_calls", "PKCS#11 calls of the running custodian.", state.device_calls)?;
+        let operations = state.custody_operations.iter();
+        let operations = operations.map(|each| ([("kind", each.kind), ("outcome", each.outcome)], each.count));
+        page.counters("keystead_custody_operations", "Requests to the custodian, by kind and outcome.", operations)?;
+
+        let open = state.sockets.iter().map(|socket| ([("socket", socket.name)], socket.open));
+        page.gauges("keystead_connections_open", "Connections that are open.", open)?;
+        let accepted = state.sockets.iter().map(|socket| ([("socket", socket.name)], socket.accepted));
+        page.counters("keystead_connections_accepted", "Connections accepted.", accepted)?;
+        let refused = state.sockets.iter().flat_map(|socket| {
+            socket.refused.iter().map(|(reason, count)| ([("socket", socket.name), ("reason", *reason)], *count))
+        });
+        page.counters("keystead_connections_refused", "Connections refused, by reason.", refused)
+    }
+}
+
+const NO_LABELS: [(&str, &str); 0] = [];
+
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.gauges(name, help, [(NO_LABELS, value)])
+    }
+
+    fn gauges<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl IntoIterator<Item = ([(&'static str, &'static str); N], u64)>,
+    ) -> fmt::Result {
+        let rows = rows.into_iter().map(|(labels, value)| (labels, ConstGauge::new(value)));
+        self.family(name, help, MetricType::Gauge, rows)
+    }
+
+    fn counters<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl IntoIterator<Item = ([(&'static str, &'static str); N], u64)>,
+    ) -> fmt::Result {
+        let rows = rows.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value)));
+        self.family(name, help, MetricType::Counter, rows)
+    }
+
+    fn family<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        rows: impl Iterator<Item = ([(&'static str, &'static str); N], impl EncodeMetric)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
+        for (labels, metric) in rows {
+            if N == 0 {
+                return metric.encode(family);
+            }
+            metric.encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::metrics::Metrics;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    #[test]
+    fn each_scrape_shows_the_state_of_its_moment() {
+        let generation = Arc::new(AtomicU64::new(3));
+        let mut metrics = Metrics::new();
+        let source = Arc::clone(&generation);
+        register(metrics.registry(), move || State {
+            availability: Availability::Online,
+            active_generation: source.load(Ordering::Relaxed),
+            custody_state: "ready",
+            custodian_restarts: 2,
+            custody_operations: vec![Operations { kind: "unwrap", outcome: "ok", count: 7 }],
+            sockets: vec![Socket { name: "kms", open: 1, accepted: 5, refused: vec![("limit", 0), ("peer", 4)] }],
+            ..State::default()
+        });
+        let page = metrics.render().unwrap();
+        for line in [
+            "keystead_availability{state=\"online\"} 1\n",
+            "keystead_availability{state=\"sealed\"} 0\n",
+            "# TYPE keystead_active_generation gauge\nkeystead_active_generation 3\n",
+            "keystead_custody_state{state=\"ready\"} 1\n",
+            "keystead_custodian_restarts_total 2\n",
+            "keystead_custody_operations_total{kind=\"unwrap\",outcome=\"ok\"} 7\n",
+            "keystead_connections_open{socket=\"kms\"} 1\n",
+            "keystead_connections_accepted_total{socket=\"kms\"} 5\n",
+            "keystead_connections_refused_total{socket=\"kms\",reason=\"peer\"} 4\n",
+        ] {
+            assert!(page.contains(line), "{line} is not in\n{page}");
+        }
+        generation.store(4, Ordering::Relaxed);
+        assert!(metrics.render().unwrap().contains("keystead_active_generation 4\n"));
+    }
+}

@@ -1,0 +1,113 @@
+//! SIGKILL at every named point of a rotation, and what the next start makes of it.
+
+use std::collections::HashSet;
+
+use keystead::failpoint;
+use keystead_wire::kms::v2::StatusRequest;
+use rustix::process::Signal;
+
+use crate::daemon::{Finished, Site, decrypt, encrypt, until_gone};
+
+#[tokio::test]
+async fn rotation_killed_at_every_failpoint_resumes_or_rolls_back() {
+    let site = Site::initialized("");
+    let mut sealed = Vec::new();
+    let mut key_ids = HashSet::new();
+    for name in failpoint::NAMES {
+        let mut daemon = site.spawn(&[("KEYSTEAD_KILL_AT", name)]);
+        daemon.until_serving().await;
+        let server = daemon.role("server").expect("a server runs");
+        let before = encrypt(&mut daemon.kms().await, name.as_bytes()).await;
+        // The server is killed in the middle of it: the command fails, and that shows that the point was reached.
+        let output = site.keystead(["key", "rotate", "--yes"]);
+        assert!(!output.status.success(), "{name} was never reached");
+        until_gone(server);
+        daemon.kill();
+
+        let daemon = site.serve().await;
+        let mut kms = daemon.kms().await;
+        assert_eq!(decrypt(&mut kms, &before).await.unwrap(), name.as_bytes(), "{name}");
+        let after = kms.status(StatusRequest {}).await.unwrap().into_inner().key_id;
+        sealed.push(before);
+        key_ids.insert(after.clone());
+        // And the next rotation goes through.
+        site.keystead(["key", "rotate", "--yes"]).expect_success();
+        let rotated = kms.status(StatusRequest {}).await.unwrap().into_inner().key_id;
+        assert!(key_ids.insert(rotated), "{name}: a key ID was used twice");
+        for encrypted in &sealed {
+            decrypt(&mut kms, encrypted).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        // No CMK is left on the token that no generation names.
+        let keys = daemon.admin().await.list_generations(keystead_wire::admin::v1::ListGenerationsRequest {}).await;
+        let keys = keys.unwrap().into_inner().generations;
+        assert!(keys.iter().all(|generation| generation.state != "prepared"), "{name}");
+        drop(kms);
+        assert!(daemon.stop().success(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn init_killed_at_every_failpoint_can_be_run_again() {
+    for name in [
+        "store.half-written",
+        "store.before-rename",
+        "store.before-folder-sync",
+        "rotation.cmk-created",
+        "rotation.prepared",
+    ] {
+        let site = Site::bare("");
+        let mut init = site.command(["init", "--no-recovery"]);
+        let status = init.env("KEYSTEAD_KILL_AT", name).status().unwrap();
+        assert!(!status.success(), "{name} was never reached");
+        let again = site.keystead(["init", "--no-recovery"]);
+        if !again.status.success() {
+            // Killed after the epoch secret and before the first record: it cannot be told from a lost store.
+            site.keystead(["init", "--no-recovery", "--abandon-lost-store"]).expect_success();
+        }
+        let daemon = site.serve().await;
+        let mut kms = daemon.kms().await;
+        let encrypted = encrypt(&mut kms, b"seed").await;
+        assert_eq!(decrypt(&mut kms, &encrypted).await.unwrap(), b"seed");
+    }
+}
+
+#[tokio::test]
+async fn custodian_and_supervisor_killed_in_the_middle_of_a_rotation_lose_nothing() {
+    for victim in ["custodian", "supervisor"] {
+        let site = Site::initialized("");
+        // Pauses the rotation between intent and CMK, so that the kill comes in the middle.
+        let mut daemon = site.spawn(&[("FAILPOINTS", "rotation.intent-written=sleep(400)")]);
+        daemon.until_serving().await;
+        let before = encrypt(&mut daemon.kms().await, b"before").await;
+        let mut rotate = site.command(["key", "rotate", "--yes"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+        let file = site.store_file();
+        crate::memory::wait_until("the intent is written", || {
+            std::fs::read_to_string(&file).is_ok_and(|text| !text.contains("\"rotation\": null"))
+        });
+        if victim == "custodian" {
+            daemon.kill_role("custodian", Signal::KILL);
+            let _ = rotate.wait().unwrap();
+            assert_eq!(decrypt(&mut daemon.kms().await, &before).await.unwrap(), b"before");
+            assert!(daemon.stop().success());
+        } else {
+            daemon.kill();
+            let _ = rotate.wait().unwrap();
+        }
+        let daemon = site.serve().await;
+        assert_eq!(decrypt(&mut daemon.kms().await, &before).await.unwrap(), b"before", "{victim}");
+        site.keystead(["key", "rotate", "--yes"]).expect_success();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_at_any_write_refuses_the_rotation_and_serves_on() {
+    let site = Site::initialized("");
+    let mut daemon = site.spawn(&[("FAILPOINTS", "store.before-write=return")]);
+    daemon.until_serving().await;
+    let mut kms = daemon.kms().await;
+    let before = encrypt(&mut kms, b"seed").await;
+    let error = site.keystead(["key", "rotate", "--yes"]).expect_failure(4);
+    assert!(error.contains("No space left"), "{error}");
+    assert_eq!(decrypt(&mut kms, &before).await.unwrap(), b"seed");
+    assert_eq!(encrypt(&mut kms, b"seed").await.key_id, before.key_id);
+}

@@ -1,0 +1,16 @@
+//! The real daemon on a real SoftHSM token, as its users meet it. Each test has its own folder, token and sockets.
+
+mod clients;
+mod crash;
+mod custodian;
+mod daemon;
+mod grpcio;
+mod input;
+mod kms;
+mod logs;
+mod memory;
+mod misconfigured;
+mod rotation;
+mod sockets;
+mod stale;
+mod token;

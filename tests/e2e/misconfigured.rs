@@ -1,0 +1,99 @@
+//! A tired operator's mistakes: each is named, none costs a PIN try or a key.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::daemon::{Finished, Site};
+use crate::token::Token;
+
+#[tokio::test]
+async fn wrong_label_two_tokens_and_no_token_are_told_apart() {
+    let site = Site::bare("");
+    site.configure(&site.token.custody("keysted"), "");
+    let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
+    assert!(error.contains("keysted") && error.contains("token list"), "{error}");
+
+    // A second token of the same label in the same place.
+    let second = tempfile::tempdir().unwrap();
+    Token::new(second.path(), "keystead");
+    for entry in fs::read_dir(second.path().join("tokens")).unwrap() {
+        let entry = entry.unwrap();
+        fs::rename(entry.path(), site.token.folder.join("tokens").join(entry.file_name())).unwrap();
+    }
+    site.configure(&site.token.custody("keystead"), "");
+    let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
+    assert!(error.contains("token_serial"), "{error}");
+    let listed = site.keystead(["token", "list", "--output", "json"]);
+    assert_eq!(listed.status.code(), Some(1), "no one token is the configured one");
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let serials: Vec<&str> = listed["tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|token| token["label"] == "keystead")
+        .map(|token| token["serial"].as_str().unwrap())
+        .collect();
+    assert_eq!(serials.len(), 2, "{listed:#}");
+}
+
+#[tokio::test]
+async fn a_wrong_pin_costs_one_try_however_often_the_daemon_starts() {
+    let site = Site::initialized("");
+    let pin = fs::read(site.token.pin_file()).unwrap();
+    fs::write(site.token.pin_file(), "00000000").unwrap();
+    for _ in 0..3 {
+        let daemon = site.spawn(&[]);
+        daemon.until("pin rejected", |status| status.custody.clone().unwrap_or_default().state == "pin-rejected").await;
+        daemon.kill_role("custodian", rustix::process::Signal::KILL);
+        daemon
+            .until("still rejected by the next custodian", |status| {
+                let custody = status.custody.clone().unwrap_or_default();
+                custody.restarts > 0 && custody.state == "pin-rejected"
+            })
+            .await;
+        assert_eq!(crate::clients::kms_code(&site).await, tonic::Code::Unavailable);
+        assert!(daemon.stop().success());
+    }
+    // SoftHSM shows a count that is low after the first failure and never the number; the log counts the tries.
+    let tries = fs::read_to_string(site.path().join("log")).unwrap().matches("login was rejected").count();
+    assert_eq!(tries, 1, "the PIN was tried {tries} times");
+    // The right PIN mends it with no further word.
+    fs::write(site.token.pin_file(), pin).unwrap();
+    site.serve().await;
+}
+
+#[test]
+fn a_module_that_is_none_is_named() {
+    let site = Site::bare("");
+    for (module, word) in [("/nonexistent/module.so", "/nonexistent/module.so"), ("/bin/true", "/bin/true")] {
+        site.configure(&format!("{}module = \"{module}\"\n", site.token.custody("keystead")), "");
+        let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
+        assert!(error.contains(word) && error.contains("custody.module"), "{error}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_line_and_a_suggestion() {
+    let site = Site::bare("");
+    let config = fs::read_to_string(site.config()).unwrap().replace("token_label", "token_lable");
+    let line = 1 + config.lines().position(|line| line.starts_with("token_lable")).unwrap();
+    fs::write(site.config(), config).unwrap();
+    for command in [["config", "check"], ["serve", "--output=text"]] {
+        let error = site.keystead(command).expect_failure(2);
+        assert!(error.contains(&format!("{line}")) && error.contains("token_label"), "{error}");
+    }
+}
+
+#[test]
+fn a_read_only_state_folder_and_a_loose_pin_file_are_named() {
+    let site = Site::bare("");
+    fs::set_permissions(site.token.pin_file(), fs::Permissions::from_mode(0o644)).unwrap();
+    let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
+    assert!(error.contains("PIN"), "{error}");
+    fs::set_permissions(site.token.pin_file(), fs::Permissions::from_mode(0o600)).unwrap();
+    // A file where the folder should be: refused as root too, whom no mode stops.
+    fs::remove_dir_all(site.path().join("store")).unwrap();
+    fs::write(site.path().join("store"), "").unwrap();
+    let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
+    assert!(error.contains("store"), "{error}");
+}
