@@ -74,8 +74,7 @@ async fn connections_beyond_the_limit_are_refused_and_slots_come_back() {
         let mut sink = Vec::new();
         let closed = refused.read_to_end(&mut sink);
         // With a GOAWAY that says why, if it could still be read.
-        assert!(closed.is_ok() || closed.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
-        );
+        assert!(closed.is_ok() || closed.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
         // The connection that was there first is served on.
         encrypt(&mut kms, b"seed").await;
     }

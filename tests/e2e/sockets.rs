@@ -89,8 +89,7 @@ async fn sockets_from_systemd_are_used_and_left_in_place() {
         .unwrap();
     let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
     drop(command);
-    crate::memory::wait_until_async("served", async || { crate::clients::kms_code(&site).await == tonic::Code::Ok })
-        .await;
+    crate::memory::wait_until_async("served", async || crate::clients::kms_code(&site).await == tonic::Code::Ok).await;
     assert_eq!(std::fs::metadata(site.kms_socket()).unwrap().ino(), inode);
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::TERM).unwrap();
     assert!(child.wait().unwrap().success());

@@ -26,11 +26,8 @@ pub struct Running {
 impl Running {
     /// Starts `command`, appending what it says to `log`.
     pub fn start(command: &mut Command, what: &str, log: &Path) -> Result<Self, Failure> {
-        let output = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .doing(|| format!("write {}", log.display()))?;
+        let output =
+            File::options().create(true).append(true).open(log).doing(|| format!("write {}", log.display()))?;
         let errors = output.try_clone().doing(|| format!("write {}", log.display()))?;
         let child = command.stdout(output).stderr(errors).spawn().doing(|| format!("start {what}"))?;
         Ok(Self { child, what: what.to_owned(), log: log.to_owned() })
@@ -125,10 +122,7 @@ pub async fn output(command: &mut Command, limit: Duration) -> Result<String, Fa
         tokio::time::sleep(POLL).await;
     };
     let mut text = String::new();
-    printed
-        .rewind()
-        .and_then(|()| printed.read_to_string(&mut text))
-        .doing(|| format!("read what {name} printed"))?;
+    printed.rewind().and_then(|()| printed.read_to_string(&mut text)).doing(|| format!("read what {name} printed"))?;
     match status {
         Some(status) if status.success() => Ok(text),
         Some(status) => Err(Failure::Command { command: line(command), status: status.to_string(), output: text }),

@@ -84,9 +84,8 @@ impl Lengths {
 pub async fn serve(args: &EchoArgs) -> Result<(), Failure> {
     let listener = bind(&args.socket)?;
     let service = KeyManagementServiceServer::new(Echo::new(&args.lengths));
-    let server = tonic::transport::Server::builder()
-        .add_service(service)
-        .serve_with_incoming(UnixListenerStream::new(listener));
+    let server =
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener));
     tokio::select! {
         ended = server => ended.map_err(|source| Failure::transport("echo server", source)),
         () = stdin_ended(), if args.until_eof => Ok(()),

@@ -293,9 +293,10 @@ fn echo_target<'a>(echo: &'a Echo, sealed: &'a Arc<Vec<Sealed>>) -> Target<'a> {
 }
 
 fn largest_memory(roles: &[&'static str], cells: &[Cell]) -> BTreeMap<&'static str, Memory> {
-    let seen = cells.iter().flat_map(|cell| cell.echo.iter().zip(&cell.keystead)).flat_map(|(echo, keystead)| {
-        roles.iter().copied().zip(echo.memory.iter().chain(&keystead.memory).copied())
-    });
+    let seen = cells
+        .iter()
+        .flat_map(|cell| cell.echo.iter().zip(&cell.keystead))
+        .flat_map(|(echo, keystead)| roles.iter().copied().zip(echo.memory.iter().chain(&keystead.memory).copied()));
     let mut largest = BTreeMap::<_, Memory>::new();
     for (role, memory) in seen {
         let most = largest.entry(role).or_default();

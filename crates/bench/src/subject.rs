@@ -19,9 +19,9 @@ use crate::load;
 use crate::procfs::{DaemonPids, Pid};
 
 /// The daemon's counter of requests to its custodian, by operation.
-const DEVICE_OPERATIONS: &str = "keystead_custody_requests_total";
+const DEVICE_OPERATIONS: &str = "keystead_custody_operations_total";
 /// The label that names the operation.
-const OPERATION_LABEL: &str = "request";
+const OPERATION_LABEL: &str = "kind";
 /// Operations that the daemon makes by the clock, whatever it is asked.
 const BY_THE_CLOCK: [&str; 2] = ["probe", "describe"];
 
@@ -107,10 +107,13 @@ impl Installation {
     }
 
     async fn make_token(&self, module: &Path) -> Result<(), Failure> {
-        self.write("softhsm2.conf", &format!(
-            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
-            self.dir.join("tokens").display()
-        ))?;
+        self.write(
+            "softhsm2.conf",
+            &format!(
+                "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
+                self.dir.join("tokens").display()
+            ),
+        )?;
         // On the command line others may read it; the token it opens lies in a folder that only we can enter, and goes
         // with this run.
         let pin = format!("{:016x}", getrandom::u64().unwrap_or(1));
@@ -215,11 +218,7 @@ impl Daemon<'_> {
         if device_operations.is_empty() {
             return Err(Failure::Unusable(format!("the daemon's metrics have no {DEVICE_OPERATIONS}")));
         }
-        Ok(Counts {
-            generations: status.generations,
-            generations_loaded: status.generations_loaded,
-            device_operations,
-        })
+        Ok(Counts { generations: status.generations, generations_loaded: status.generations_loaded, device_operations })
     }
 
     async fn metrics(&self) -> Result<String, Failure> {
@@ -313,10 +312,10 @@ mod tests {
 
     const TEXT: &str = "\
 # TYPE keystead_custody_requests counter
-keystead_custody_requests_total{request=\"unwrap\",outcome=\"ok\"} 3
-keystead_custody_requests_total{outcome=\"failed\",request=\"unwrap\"} 1
-keystead_custody_requests_total{request=\"probe\",outcome=\"ok\"} 7 1700000000
-keystead_custody_requests_total_of_another 9
+keystead_custody_operations_total{kind=\"unwrap\",outcome=\"ok\"} 3
+keystead_custody_operations_total{outcome=\"failed\",kind=\"unwrap\"} 1
+keystead_custody_operations_total{kind=\"probe\",outcome=\"ok\"} 7 1700000000
+keystead_custody_operations_total_of_another 9
 other_total 5
 ";
 
