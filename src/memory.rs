@@ -1,6 +1,6 @@
-//! Pages that hold keys: locked into RAM and left out of core dumps.
+//! Pages of this process: those that hold keys are locked and left out of core dumps, those of finished work given back.
 //!
-//! One of the places where `unsafe` is allowed (docs/adr/0004-unsafe-code.md): locking takes an address.
+//! One of the places where `unsafe` is allowed (docs/adr/0004-unsafe-code.md): both take an address.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +31,21 @@ pub fn lock_keys(kek: &Kek, envelope: &EnvelopeKey) {
 /// True while every key page is locked.
 pub fn keys_locked() -> bool {
     ALL_LOCKED.load(Ordering::Relaxed)
+}
+
+/// Unmaps this program's code, which comes back page by page as it runs. Most of it was read for the command line and
+/// the configuration and would stay resident for ever in processes that then do next to nothing.
+pub fn release_startup_code() {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
+    let Ok(program) = std::fs::read_link("/proc/self/exe") else { return };
+    let program = program.to_string_lossy();
+    for line in maps.lines().filter(|line| line.ends_with(&*program) && line.contains(" r-xp ")) {
+        let Some((start, end)) = line.split(' ').next().and_then(|range| range.split_once('-')) else { continue };
+        let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16)) else { continue };
+        let address = std::ptr::with_exposed_provenance_mut(start);
+        // SAFETY: the range is mapped from a file, never written to, and read back from it on the next access.
+        let _ = unsafe { madvise(address, end - start, Advice::LinuxDontNeed) };
+    }
 }
 
 fn lock_pages(start: *const u8, len: usize) -> rustix::io::Result<()> {

@@ -1,14 +1,24 @@
 //! The hidden commands by which `serve` starts its own binary again. Everything they need comes through inherited
 //! descriptors: no config file is looked for here.
 
-use super::exit::Failure;
-use super::report::Report;
-use super::wiring;
+use std::process::ExitCode;
 
-pub fn server() -> Result<Report, Failure> {
-    wiring::server().map(|()| Report::silent())
+use super::exit::Exit;
+use crate::process::server::CANNOT_START;
+use crate::process::start::{self, StartError};
+use crate::service::explain::explain;
+
+pub fn server() -> ExitCode {
+    ended(start::server())
 }
 
-pub fn custodian() -> Result<Report, Failure> {
-    wiring::custodian().map(|()| Report::silent())
+pub fn custodian() -> ExitCode {
+    ended(start::custodian())
+}
+
+/// Their stderr is the daemon's log: an end is logged there and not printed.
+fn ended(outcome: Result<(), StartError>) -> ExitCode {
+    let Err(error) = outcome else { return Exit::Done.into() };
+    tracing::error!(error = explain(&error), "ended");
+    if error.needs_a_person() { ExitCode::from(CANNOT_START) } else { Exit::Failed.into() }
 }

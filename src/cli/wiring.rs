@@ -109,14 +109,6 @@ pub fn serve(settings: &Settings, source: &Source) -> Result<(), Failure> {
     start::serve(settings, source).map_err(|error| Failure::from_error(Exit::Failed, &error))
 }
 
-pub fn server() -> Result<(), Failure> {
-    start::server().map_err(|error| Failure::from_error(Exit::Failed, &error))
-}
-
-pub fn custodian() -> Result<(), Failure> {
-    start::custodian().map_err(|error| Failure::from_error(Exit::Failed, &error))
-}
-
 /// Every token of the module, asked of a custodian of its own: the module stays out of this process.
 pub fn list_tokens(settings: &Settings, source: &Source) -> Result<Vec<TokenSummary>, Failure> {
     let config = start::config_copy(source);

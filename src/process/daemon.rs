@@ -63,7 +63,7 @@ pub async fn run(
 
     let kms = incoming(listeners.kms, settings.kms.max_connections, settings.kms.peers)?;
     let admin = incoming(listeners.admin, MAX_ADMIN_CONNECTIONS, settings.admin.peers)?;
-    let requests = Arc::new(RequestMetrics::new());
+    let requests = Arc::new(RequestMetrics::default());
     let metrics_address = match &listeners.metrics {
         Some(listener) => listener.local_addr()?.to_string(),
         None => String::new(),

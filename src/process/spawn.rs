@@ -29,8 +29,8 @@ pub(super) const METRICS_FD: RawFd = FIRST_FD + 4;
 
 /// What children keep of the environment. A PKCS#11 module gets what the configuration says besides.
 const KEPT: &[&str] = &["PATH", "LANG", "TZ", "RUST_BACKTRACE"];
-/// Where the service manager put the PIN.
-const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+/// Where the service manager put the PIN. The server gets it, too: to try, and to find that it cannot read there.
+pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// Fault injection reaches the children only in builds made for it.
 const KEPT_FOR_TESTS: &[&str] =
     if cfg!(feature = "failpoints") { &["FAILPOINTS", "KEYSTEAD_KILL_AT", "LD_PRELOAD", "FAKETIME"] } else { &[] };
@@ -68,7 +68,9 @@ pub fn spawn_server(descriptors: ServerDescriptors, config: &ConfigCopy) -> io::
         FdMapping { parent_fd: descriptors.admin, child_fd: ADMIN_FD },
     ];
     fds.extend(descriptors.metrics.map(|parent_fd| FdMapping { parent_fd, child_fd: METRICS_FD }));
-    spawn(command(SERVER), fds)
+    let mut command = command(SERVER);
+    keep(&mut command, &[CREDENTIALS]);
+    spawn(command, fds)
 }
 
 /// Waits for a custodian whose connection is closed, and kills it after `grace`. For whoever spawned one by hand.

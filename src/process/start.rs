@@ -1,15 +1,18 @@
 //! From a configuration to a running process: what `serve` and its two hidden siblings begin with.
 
 use std::io;
+use std::path::PathBuf;
 
 use super::config_copy::ConfigCopy;
 use super::sandbox::SandboxSettings;
 use super::server::ServerError;
+use super::spawn::CREDENTIALS;
 use super::supervisor::{Outcome, SupervisorError, SupervisorSettings, supervise};
 use super::{custodian, daemon, server};
 use crate::config::{ConfigError, Settings, Site, Source};
 use crate::custody::settings::PinSource;
 use crate::custody::worker::{self, WorkerError};
+use crate::memory;
 use crate::store::{Store, StoreError};
 use crate::telemetry::log::{self, AlreadySetUp};
 
@@ -37,6 +40,13 @@ pub enum StartError {
     ServerCannotStart,
     #[error("a process had to be killed at shutdown")]
     Forced,
+}
+
+impl StartError {
+    /// Whether trying again before somebody has changed something is of no use.
+    pub fn needs_a_person(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::Store(_) | Self::Server(ServerError::Sandbox(_)))
+    }
 }
 
 /// The text that the children get: all of them see the same, whatever happens to the file.
@@ -75,8 +85,7 @@ pub fn server() -> Result<(), StartError> {
         landlock: settings.sandbox.landlock,
         pin: match &settings.custody.pin {
             PinSource::File(path) => Some(path.clone()),
-            // In a folder that only the custodian is told of.
-            PinSource::Credential(_) => None,
+            PinSource::Credential(name) => std::env::var_os(CREDENTIALS).map(|folder| PathBuf::from(folder).join(name)),
         },
     };
     let served = parts.run(&sandbox, SERVER_THREADS, |listeners, control, lockdown| {
@@ -90,6 +99,7 @@ pub fn custodian() -> Result<(), StartError> {
     let parts = custodian::begin()?;
     let settings = inherited_settings(&parts.config)?;
     log::init(settings.log)?;
+    memory::release_startup_code();
     worker::run(parts.stream, settings.custody)?;
     Ok(())
 }

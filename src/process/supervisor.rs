@@ -24,6 +24,7 @@ use super::pid_file::PidFile;
 use super::server::CANNOT_START;
 use super::signals::Signals;
 use super::spawn::{self, ServerDescriptors};
+use crate::memory;
 use crate::rpc::socket::{ListeningSocket, SocketError, SocketSettings};
 
 /// How much longer than its own deadline the server is given to end.
@@ -282,6 +283,7 @@ impl Supervisor {
                 Ok(Some(Report::Ready)) => {
                     self.ready = true;
                     notify(NotifyState::Ready);
+                    memory::release_startup_code();
                 }
                 Ok(Some(Report::Status(text))) => notify(NotifyState::Status(&text)),
                 Ok(Some(Report::CustodianHung { restarts })) => self.replace_hung_custodian(restarts),

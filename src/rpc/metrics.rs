@@ -75,15 +75,17 @@ impl EncodeLabelValue for CodeLabel {
     }
 }
 
-impl RequestMetrics {
-    pub fn new() -> Self {
+impl Default for RequestMetrics {
+    fn default() -> Self {
         Self {
             requests: Family::default(),
             latency: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             resolved: Default::default(),
         }
     }
+}
 
+impl RequestMetrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register("keystead_kms_requests", "KMS v2 requests by method and gRPC code", self.requests.clone());
         registry.register(

@@ -55,13 +55,7 @@ impl Store {
                 .map_err(|source| StoreError::io("create the store folder", folder, source))?;
         }
         let path = folder.join(LOCK);
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| StoreError::io("open", &path, source))?;
+        let lock = open_lock(&path).map_err(|source| StoreError::io("open", &path, source))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { folder: folder.to_owned(), _lock: lock }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::InUse(folder.to_owned())),
@@ -127,6 +121,17 @@ impl Store {
         File::open(&self.folder)
             .and_then(|folder| folder.sync_all())
             .map_err(|source| StoreError::io("sync", &self.folder, source))
+    }
+}
+
+/// Opened for reading: a lock needs no more, and a disk that turned read-only can still be served from.
+fn open_lock(path: &Path) -> io::Result<File> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+            File::open(path)
+        }
+        opened => opened,
     }
 }
 

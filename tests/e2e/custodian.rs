@@ -48,7 +48,10 @@ async fn survives(daemon: &Daemon, site: &Site, signal: Signal) {
     let killed = daemon.kill_role("custodian", signal);
     if signal == Signal::SEGV {
         // Rust's handler takes the first one for a stack overflow to be looked at, and steps aside for the next.
-        let _ = rustix::process::kill_process(killed, signal);
+        crate::memory::wait_until("the custodian has crashed", || {
+            let _ = rustix::process::kill_process(killed, signal);
+            daemon.role("custodian") != Some(killed)
+        });
     }
     daemon
         .until("a new custodian that answers", |status| {

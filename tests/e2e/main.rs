@@ -1,15 +1,19 @@
 //! The real daemon on a real SoftHSM token, as its users meet it. Each test has its own folder, token and sockets.
 
 mod clients;
+mod configs;
 mod crash;
 mod custodian;
 mod daemon;
+mod disk;
 mod grpcio;
 mod input;
 mod kms;
 mod logs;
 mod memory;
 mod misconfigured;
+mod quickstart;
+mod recovery;
 mod rotation;
 mod sockets;
 mod stale;

@@ -85,10 +85,10 @@ impl EnvelopeKey {
 }
 
 /// Overwrites the stack that the cipher has just used and left: its blocks of plaintext and keys lie there until somebody
-/// else happens to go as deep. 8 KiB is several times what it takes.
+/// else happens to go as deep. 16 KiB is several times what it takes.
 #[inline(never)]
 fn wipe_stack() {
-    std::hint::black_box(&[0_u8; 8 << 10]);
+    std::hint::black_box(&[0_u8; 16 << 10]);
 }
 
 impl fmt::Debug for EnvelopeKey {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::Fault;
+use rustix::process::Gid;
 use std::fs;
 
 struct Machine {
@@ -111,12 +112,12 @@ fn every_key_is_taken_over() {
     assert_eq!(settings.custody.timeout, Duration::from_millis(1500));
     assert_eq!(settings.custody.environment["SOFTHSM2_CONF"], "/etc/softhsm2.conf");
     assert_eq!(settings.store.path, Path::new("/etc/keystead/state"));
-    assert_eq!(settings.kms.socket.group, Some(998));
+    assert_eq!(settings.kms.socket.group, Some(Gid::from_raw(998)));
     assert_eq!(settings.kms.peers.uids, [0, 950]);
     assert_eq!(settings.kms.peers.gids, [998]);
     assert_eq!(settings.kms.max_plaintext, 1024);
     assert_eq!(settings.kms.drain_timeout, Duration::from_secs(60));
-    assert_eq!(settings.admin.socket.group, Some(997));
+    assert_eq!(settings.admin.socket.group, Some(Gid::from_raw(997)));
     assert!(settings.admin.peers.uids.is_empty());
     assert_eq!(settings.metrics, Some("[::1]:9000".parse().unwrap()));
     assert!(!settings.sandbox.landlock);

@@ -9,7 +9,7 @@ use keystead_core::RootId;
 
 use super::canary;
 use super::failure::{Failure, describe};
-use super::latch::Latch;
+use super::latch::{Latch, Prepared};
 use super::module::Module;
 use super::negotiate::{Negotiated, negotiate};
 use super::session::{Opening, Session};
@@ -164,10 +164,21 @@ fn login(
         return Err(CustodyError::PinFinalTry { serial: serial() });
     }
     let anchor = Session::open(opening).map_err(Failure::into_error)?;
-    let note = latch.prepare(&summary.serial, pin.source)?;
+    let note = match latch.prepare(&summary.serial, pin.source) {
+        Ok(note) => Some(note),
+        // A full or read-only disk must not keep the keys from a token whose own count shows no failed try: should this one
+        // fail, that count keeps the next custodian from another.
+        Err(error) if summary.pin == PinState::Fine => {
+            tracing::warn!(%error, "logging in without a place to note a rejected PIN");
+            None
+        }
+        Err(error) => return Err(error),
+    };
     let code = match anchor.call().login(UserType::User, Some(&pin.value)) {
         Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {
-            note.discard();
+            if let Some(note) = note {
+                note.discard();
+            }
             // A count that was low is full again.
             summary.pin = PinState::Fine;
             return Ok(anchor);
@@ -181,7 +192,8 @@ fn login(
         | RvError::PinLenRange
         | RvError::PinExpired
         | RvError::PinLocked => {
-            if let Err(error) = note.put_down() {
+            tracing::error!(serial = summary.serial, ?code, "login was rejected");
+            if let Some(Err(error)) = note.map(Prepared::put_down) {
                 tracing::error!(%error, "a rejected PIN could not be noted: do not restart before the PIN file is right");
             }
             let now = module.summary(opening.slot).map(|summary| summary.pin);
