@@ -4,19 +4,34 @@ use keystead::custody::contract::{CustodyError, Request};
 use keystead::custody::settings::MechanismChoice;
 
 use crate::TokenCase;
-use crate::asking::{cmks, context, derive, done, epoch, epochs, new_kek};
+use crate::asking::{cmks, context, derive, describe, done, epoch, epochs, new_kek};
 use crate::support::custodian::Custody;
+use crate::support::faulty::with_fault;
 use crate::support::inspect;
-use crate::support::rig::MakeRig;
+use crate::support::rig::{MakeRig, Rig};
 
 pub const CASES: &[(&str, TokenCase)] = &[
-    ("epoch_keys_are_stable_and_differ_by_owner_and_number", stable_and_different),
+    ("epoch_keys_are_stable_and_differ_by_owner_and_number", |make| stable_and_different(&make(&["keystead"]))),
+    ("epoch_keys_of_a_token_without_hmac_come_by_cmac", cmac),
+    ("token_without_any_mac_is_refused", no_mac),
     ("epoch_destroyed_is_gone_for_ever_and_made_anew_is_another", destroyed),
     ("epoch_secret_never_leaves_the_token_and_is_no_cmk", never_leaves),
 ];
 
-fn stable_and_different(make: MakeRig) {
-    let rig = make(&["keystead"]);
+fn cmac(make: MakeRig) {
+    let rig = with_fault(make(&["keystead"]), "no-hmac");
+    assert_eq!(describe(&Custody::start(rig.settings(MechanismChoice::Auto))).authentication, "aes-cmac");
+    stable_and_different(&rig);
+}
+
+fn no_mac(make: MakeRig) {
+    let rig = with_fault(make(&["keystead"]), "no-mac");
+    let error =
+        Custody::start(rig.settings(MechanismChoice::Auto)).ask(Request::Describe).expect_err("epochs by nothing");
+    assert!(matches!(&error, CustodyError::Unsupported { .. }), "{error:?}");
+}
+
+fn stable_and_different(rig: &Rig) {
     let mut custody = Custody::start(rig.settings(MechanismChoice::Auto));
     let all = [
         epoch("default", "edge-1", 1),

@@ -12,6 +12,8 @@
  *   dies          once FAULTY_TRIGGER exists, decryption fails with CKR_DEVICE_REMOVED until C_Initialize
  *   poisoned      once FAULTY_TRIGGER exists, the next session to decrypt has an operation active for ever
  *   no-gcm        C_EncryptInit knows no GCM
+ *   no-hmac       C_SignInit knows no HMAC
+ *   no-mac        C_SignInit knows neither HMAC nor CMAC
  *
  * PKCS#11 2.40, as far as needed here, so that no header of it has to be installed. */
 #include <dlfcn.h>
@@ -31,10 +33,12 @@ typedef struct { unsigned char version[2]; void *function[68]; } functions;
 typedef struct { unsigned char label[32], manufacturer[32], model[16], serial[16]; ulong flags; } token_info;
 
 enum {
-    INITIALIZE = 0, GET_TOKEN_INFO = 6, LOGIN = 18, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33,
+    INITIALIZE = 0, GET_TOKEN_INFO = 6, LOGIN = 18, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, SIGN_INIT = 42,
     GENERATE_KEY = 58
 };
+#define CKM_SHA256_HMAC 0x251ul
 #define CKM_AES_GCM 0x1087ul
+#define CKM_AES_CMAC 0x108Aul
 #define CKA_SENSITIVE 0x103ul
 #define CKA_EXTRACTABLE 0x162ul
 #define CKR_DEVICE_REMOVED 0x32ul
@@ -144,6 +148,15 @@ static ulong decrypt_init(ulong session, mechanism *how, ulong key)
     return next(session, &changed, key);
 }
 
+static ulong sign_init(ulong session, mechanism *how, ulong key)
+{
+    if (how->type == CKM_SHA256_HMAC && (is("no-hmac") || is("no-mac")))
+        return CKR_MECHANISM_INVALID;
+    if (how->type == CKM_AES_CMAC && is("no-mac"))
+        return CKR_MECHANISM_INVALID;
+    return ((ulong (*)(ulong, mechanism *, ulong))real.function[SIGN_INIT])(session, how, key);
+}
+
 static ulong generate_key(ulong session, mechanism *how, attribute *template, ulong count, ulong *key)
 {
     static const unsigned char yes = 1, no = 0;
@@ -177,6 +190,7 @@ ulong C_GetFunctionList(functions **list)
     ours.function[ENCRYPT_INIT] = (void *)encrypt_init;
     ours.function[ENCRYPT] = (void *)encrypt;
     ours.function[DECRYPT_INIT] = (void *)decrypt_init;
+    ours.function[SIGN_INIT] = (void *)sign_init;
     ours.function[GENERATE_KEY] = (void *)generate_key;
     *list = &ours;
     return 0;
