@@ -58,45 +58,39 @@ struct Held {
 }
 
 impl Editor {
-    /// Edits bytes that were just read, in place. Returns how many are left for the reader; what is cut off at the end is
-    /// held, and zeroed.
+    /// Edits bytes that were just read, in place. Returns how many of them the reader gets; those behind are held, or
+    /// follow what is refused.
+    ///
+    /// Nothing but header blocks is touched: bytes of DATA frames, which may be seeds, are not even moved.
     fn edit(&mut self, bytes: &mut [u8]) -> usize {
-        let (mut read, mut end) = (0, 0);
+        let mut read = 0;
         loop {
             let passing = self.passing.min(bytes.len() - read);
-            if read != end {
-                bytes.copy_within(read..read + passing, end);
-            }
-            (read, end) = (read + passing, end + passing);
+            read += passing;
             self.passing -= passing;
             if read == bytes.len() {
-                break;
+                return read;
             }
             match frames::look(&bytes[read..]) {
                 Found::Other { bytes } => self.passing = bytes,
                 Found::Block { bytes: len } => {
-                    let (kept, outcome) = frames::rewrite(&mut bytes[read..read + len], &mut self.table);
-                    self.is_refused = outcome.is_err();
-                    bytes.copy_within(read..read + kept, end);
-                    (read, end) = (read + len, end + kept);
-                    if self.is_refused {
-                        break;
+                    let outcome = frames::rewrite(&mut bytes[read..read + len], &mut self.table);
+                    read += len;
+                    if outcome.is_err() {
+                        self.is_refused = true;
+                        return read;
                     }
                 }
                 Found::Short { .. } => {
                     self.held.bytes.extend_from_slice(&bytes[read..]);
-                    break;
+                    return read;
                 }
                 Found::Refused => {
                     self.is_refused = true;
-                    bytes.copy_within(read.., end);
-                    end += bytes.len() - read;
-                    break;
+                    return bytes.len();
                 }
             }
         }
-        bytes[end..].fill(0);
-        end
     }
 
     /// How many more bytes are needed to judge what is held; `None` once it is judged and being served.
@@ -105,9 +99,7 @@ impl Editor {
             Found::Short { missing } => return Some(missing),
             Found::Other { bytes } => self.passing = bytes - self.held.bytes.len(),
             Found::Block { .. } => {
-                let (kept, outcome) = frames::rewrite(&mut self.held.bytes, &mut self.table);
-                self.is_refused = outcome.is_err();
-                self.held.bytes.truncate(kept);
+                self.is_refused = frames::rewrite(&mut self.held.bytes, &mut self.table).is_err();
             }
             Found::Refused => self.is_refused = true,
         }

@@ -93,7 +93,7 @@ impl Table {
         match index {
             0 => Err(Malformed),
             AUTHORITY => Ok(Entry::Authority),
-            1..=STATIC_ENTRIES => Ok(Entry::Other { index }),
+            2..=STATIC_ENTRIES => Ok(Entry::Other { index }),
             _ => {
                 let age = u32::try_from(index - STATIC_ENTRIES - 1).map_err(|_| Malformed)?;
                 let itself = 1_u128.checked_shl(age).ok_or(Malformed)?;

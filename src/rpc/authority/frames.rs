@@ -13,11 +13,15 @@ const MAX_BLOCK_FRAMES: usize = 7;
 const HEADERS: u8 = 1;
 const PUSH_PROMISE: u8 = 5;
 const CONTINUATION: u8 = 9;
+/// A type that nobody defines; receivers ignore such frames (RFC 9113, 5.5).
+const UNKNOWN: u8 = 0x0b;
 
 const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 const PRIORITY_BYTES: usize = 5;
+/// Padding of 255 bytes, and one that holds its length.
+const MAX_PADDED: usize = 256;
 
 /// What stands at the head of some bytes.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,16 +69,38 @@ pub(super) fn look(bytes: &[u8]) -> Found {
     Found::Refused
 }
 
-/// Makes one unpadded HEADERS frame of a complete block and takes `:authority` out of it. Returns its length.
-pub(super) fn rewrite(block: &mut [u8], table: &mut Table) -> (usize, Result<(), Malformed>) {
-    let whole = block.len();
-    let Some(fields) = join(block) else { return (whole, Err(Malformed)) };
+/// Makes one HEADERS frame of a complete block and takes `:authority` out of it. It is as long as before: what follows it
+/// need not move.
+pub(super) fn rewrite(block: &mut [u8], table: &mut Table) -> Result<(), Malformed> {
+    let fields = join(block).ok_or(Malformed)?;
     let (len, outcome) = table.strip(&mut block[fields.clone()]);
-    let end = fields.start + len;
-    let payload = (end - HEAD_BYTES) as u32;
-    block[..3].copy_from_slice(&payload.to_be_bytes()[1..]);
-    block[4] = block[4] & !PADDED | END_HEADERS;
-    (end, outcome)
+    fill(block, fields.start + len);
+    outcome
+}
+
+/// Completes the first frame, whose payload is in place up to `end`, and makes up for what is missing behind it.
+fn fill(block: &mut [u8], end: usize) {
+    let gap = block.len() - end;
+    let mut flags = block[4] & !PADDED | END_HEADERS;
+    let mut frame_end = end;
+    if (1..=MAX_PADDED).contains(&gap) {
+        // The length of the padding takes one of its bytes.
+        block.copy_within(HEAD_BYTES..end, HEAD_BYTES + 1);
+        block[HEAD_BYTES] = (gap - 1) as u8;
+        block[end + 1..].fill(0);
+        flags |= PADDED;
+        frame_end = block.len();
+    } else if gap > 0 {
+        block[end..].fill(0);
+        put_head(&mut block[end..], gap - HEAD_BYTES, UNKNOWN, 0);
+    }
+    put_head(block, frame_end - HEAD_BYTES, HEADERS, flags);
+}
+
+/// All but the stream.
+fn put_head(frame: &mut [u8], payload: usize, kind: u8, flags: u8) {
+    frame[..3].copy_from_slice(&(payload as u32).to_be_bytes()[1..]);
+    frame[3..5].copy_from_slice(&[kind, flags]);
 }
 
 /// Moves the fragments of a block together, behind the first frame's head and priority. Returns where they are, or
