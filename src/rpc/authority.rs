@@ -1,6 +1,6 @@
 //! Takes `:authority` out of the requests on a connection, on their way to h2. Knows nothing of gRPC.
 //!
-//! kube-apiserver up to 1.31 and gRPC's C core name the socket's path there, raw, percent-encoded or not at all, and h2
+//! kube-apiserver up to 1.31 names the socket's path there, gRPC's C core the same percent-encoded, others nothing, and h2
 //! resets a request whose authority is not a host. On a unix socket it says nothing, so it goes, whatever it says: one
 //! path for all clients, and nothing to decode (docs/adr/0006-old-apiservers.md).
 //!
