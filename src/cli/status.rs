@@ -14,13 +14,16 @@ use super::{settings, table, time};
 
 pub fn run(config: Option<&Path>) -> Result<Report, Failure> {
     let (_, settings) = settings(config)?;
-    runtime()?.block_on(ask(&settings.admin.socket.path))
+    ask(&settings.admin.socket.path).map(|status| report(&status))
 }
 
-async fn ask(socket: &Path) -> Result<Report, Failure> {
-    let connection = Connection::open(socket).await?;
-    let mut admin = AdminClient::new(connection.channel.clone());
-    connection.answer(admin.get_status(GetStatusRequest {})).await.map(|status| report(&status))
+/// What the daemon on this socket says of itself.
+pub(super) fn ask(socket: &Path) -> Result<GetStatusResponse, Failure> {
+    runtime()?.block_on(async {
+        let connection = Connection::open(socket).await?;
+        let mut admin = AdminClient::new(connection.channel.clone());
+        connection.answer(admin.get_status(GetStatusRequest {})).await
+    })
 }
 
 fn report(status: &GetStatusResponse) -> Report {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use keystead_core::hpke_p256::P256PublicKey;
 
 use super::exit::{Exit, Failure};
+use super::status;
 use crate::config::{Settings, Source};
 use crate::custody::contract::TokenSummary;
 use crate::process::once::with_custodian;
@@ -47,10 +48,7 @@ pub fn init(order: &InitOrder, settings: &Settings, source: &Source) -> Result<I
         abandon_lost_store: order.abandon_lost_store,
     };
     let store = match Store::open(&settings.store.path) {
-        // A daemon that serves has the store open: then there is a key.
-        Err(crate::store::StoreError::InUse(_)) if order.if_needed => {
-            return Ok(in_use(settings));
-        }
+        Err(crate::store::StoreError::InUse(_)) if order.if_needed => return served(settings),
         opened => opened.map_err(failed)?,
     };
     let config = start::config_copy(source);
@@ -65,19 +63,25 @@ pub fn init(order: &InitOrder, settings: &Settings, source: &Source) -> Result<I
     Ok(described(&initialized))
 }
 
-/// What can be said without opening the store: `keystead status` says the rest.
-fn in_use(settings: &Settings) -> InitOutcome {
-    InitOutcome {
-        created: false,
-        keyring: settings.keyring.to_string(),
-        node: settings.node.to_string(),
-        key_id: String::new(),
-        generation: 0,
-        token_label: String::new(),
-        token_serial: String::new(),
-        mechanism: String::new(),
-        durable_roots: Vec::new(),
+/// The key of the daemon that has the store open.
+fn served(settings: &Settings) -> Result<InitOutcome, Failure> {
+    let status = status::ask(&settings.admin.socket.path)?;
+    if status.active_key_id.is_empty() {
+        let message = format!("the daemon that has the store open serves no key: {}", status.reason);
+        return Err(Failure::new(Exit::Failed, message).next("stop it, run `keystead init`, start it again"));
     }
+    let custody = status.custody.unwrap_or_default();
+    Ok(InitOutcome {
+        created: false,
+        keyring: status.keyring,
+        node: status.node,
+        key_id: status.active_key_id,
+        generation: status.active_generation,
+        token_label: custody.token_label,
+        token_serial: custody.token_serial,
+        mechanism: custody.mechanism,
+        durable_roots: status.durable_roots,
+    })
 }
 
 fn described(initialized: &Initialized) -> InitOutcome {

@@ -123,7 +123,7 @@ fn pin_file(key: &'static str, path: &Path, report: &mut Vec<Finding>) {
         problem(report, key, format!("{shown} is empty; write the token's user PIN into it"));
     }
     let mode = metadata.mode() & 0o777;
-    if mode & 0o027 != 0 {
+    if mode & 0o037 != 0 {
         let mode = show_mode(mode);
         problem(
             report,

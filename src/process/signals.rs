@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 /// The supervisor's signals. Readable when one has come.
 #[derive(Debug)]
@@ -36,6 +36,10 @@ impl Signals {
             // After the flag, in the order of registration: whoever is woken finds it set.
             signal_hook::low_level::pipe::register(signal, wake.try_clone()?)?;
         }
+        // Their default would end the supervisor and leave its sockets behind.
+        for stray in [SIGUSR1, SIGUSR2] {
+            signal_hook::flag::register(stray, Arc::new(AtomicBool::new(false)))?;
+        }
         Ok(Self { pipe, stop, reload })
     }
 
@@ -52,10 +56,10 @@ impl AsFd for Signals {
     }
 }
 
-/// Keeps a child alive on SIGTERM and SIGINT, which a service manager or a terminal sends to the whole group: the server
+/// Keeps a child alive on SIGTERM, SIGINT and SIGHUP, which a service manager or a terminal sends to the whole group: the server
 /// ends when the supervisor says so, and the custodian when the server is gone, for it may be needed until then.
 pub(super) fn outlive_group_signals() -> io::Result<()> {
-    for signal in [SIGTERM, SIGINT] {
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
         // A handler rather than SIG_IGN, which programs that a module starts would inherit.
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }

@@ -198,7 +198,7 @@ fn warnings(keyring: &Keyring, status: &GetStatusResponse) -> Vec<String> {
     {
         warnings.push(
             "the keyring hangs on one durable root: if this token is lost, every Secret is lost. \
-             `keystead init --recovery PUBKEY` gives a keyring a second one"
+             Only a new keyring can have a second one: `keystead init --recovery PUBKEY`"
                 .into(),
         );
     }

@@ -37,7 +37,7 @@ expect 0 $KEYSTEAD key rotate --yes
 opens
 
 echo "read-only"
-mount -o remount,ro "$store"
+mount -o remount,bind,ro "$store"
 expect 4 $KEYSTEAD key rotate --yes
 says "Read-only"
 opens
@@ -47,7 +47,7 @@ $KEYSTEAD serve 2>"$SITE/log" &
 daemon=$!
 serves
 opens
-mount -o remount,rw "$store"
+mount -o remount,bind,rw "$store"
 expect 0 $KEYSTEAD key rotate --yes
 opens
 kill $daemon

@@ -50,9 +50,6 @@ fn occurrences(pid: Pid, markers: &[[u8; 8]; 2]) -> usize {
             continue;
         }
         let here: usize = markers.iter().map(|marker| memmem::find_iter(&region, marker).count()).sum();
-        if here > 0 {
-            eprintln!("{here} halves of seeds in {line}");
-        }
         found += here;
     }
     found

@@ -22,7 +22,12 @@ pub fn rig(labels: &[&str]) -> Rig {
     fs::write(&configuration, text).unwrap();
     let environment = BTreeMap::from([("KRYOPTIC_CONF".to_owned(), configuration.display().to_string())]);
     let module = module();
-    labels.iter().for_each(|label| init_token(&module, &environment, label));
+    // softhsm2-util reads SoftHSM's own configuration too, and an ordinary user cannot read the system's.
+    let util = folder.path().join("softhsm2-util.conf");
+    fs::write(&util, format!("directories.tokendir = {}\nlog.level = ERROR\n", folder.path().display())).unwrap();
+    let mut util_environment = environment.clone();
+    util_environment.insert("SOFTHSM2_CONF".to_owned(), util.display().to_string());
+    labels.iter().for_each(|label| init_token(&module, &util_environment, label));
     let rig = Rig { name: "Kryoptic", module, environment, label: labels[0].to_owned(), folder };
     rig.write_pin(PIN);
     rig

@@ -74,6 +74,10 @@ fn read_file(path: &Path) -> Result<Pin, String> {
         return Err(format!("it must hold a PIN of 1 to {MAX_LEN} bytes"));
     }
     let pin = std::str::from_utf8(pin).map_err(|_| "it is not UTF-8".to_owned())?;
+    // An editor's leavings, not a PIN: finding out at the token would cost a try.
+    if pin.trim() != pin || pin.starts_with('\u{feff}') || pin.chars().any(char::is_control) {
+        return Err("it has blanks or control characters around the PIN (a carriage return, a second line?)".into());
+    }
     Ok(Pin {
         value: AuthPin::from(Box::<str>::from(pin)),
         source: Identity {

@@ -54,7 +54,7 @@ impl Token {
         let negotiated = negotiate(&anchor, &fresh, settings.mechanism).map_err(Failure::into_error)?;
         let shows_objects = anchor.shows_objects().map_err(Failure::into_error)?;
         opening.empty.store(!shows_objects, Ordering::Relaxed);
-        tracing::info!(
+        tracing::debug!(
             serial = summary.serial,
             mechanism = %negotiated.mechanism,
             authentication = %negotiated.authentication,
