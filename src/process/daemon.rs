@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use keystead_core::availability::{Availability, SealReason};
 use keystead_wire::admin::v1::Sandbox;
 use keystead_wire::admin::v1::admin_server::AdminServer;
 use keystead_wire::kms::v2::key_management_service_server::KeyManagementServiceServer;
@@ -29,6 +30,9 @@ use crate::telemetry::http::{self, Limits, Pages};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::state::{self, State};
 
+/// How long the start of what comes after the daemon may be held up by a slow token.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
+const SETTLE_LOOK: Duration = Duration::from_millis(5);
 /// How long a connection may take to open HTTP/2.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection that carried seeds may rest before its buffers are given up.
@@ -108,14 +112,19 @@ pub async fn run(
         metrics_address,
     };
     let admin_service =
-        AdminServer::new(AdminService::new(lifecycle, facts)).max_decoding_message_size(MAX_ADMIN_MESSAGE);
+        AdminServer::new(AdminService::new(lifecycle.clone(), facts)).max_decoding_message_size(MAX_ADMIN_MESSAGE);
     let kms_ends = ServeSettings {
         drain_timeout: settings.kms.drain_timeout,
         recycle_after: Some(RECYCLE_AFTER),
         harmless: "/v2.KeyManagementService/Status",
     };
     let admin_ends = ServeSettings { recycle_after: None, ..kms_ends };
-    reporter.ready()?;
+    tokio::spawn(async move {
+        settled(lifecycle).await;
+        if let Err(error) = reporter.ready() {
+            tracing::warn!(%error, "the supervisor cannot be told that the sockets are served");
+        }
+    });
     tokio::join!(serve(kms, kms_service, kms_ends, ended()), serve(admin, admin_service, admin_ends, ended()));
     Ok(())
 }
@@ -128,6 +137,19 @@ fn incoming(
     listener.set_nonblocking(true)?;
     let settings = IncomingSettings { max_connections, handshake_deadline: HANDSHAKE_DEADLINE, policy };
     Ok(Incoming::new(tokio::net::UnixListener::from_std(listener)?, settings))
+}
+
+/// Until the key is served, or it is known why not: a service manager that orders others after the daemon then starts
+/// them when their first request is answered. The sockets are served all the while.
+async fn settled(lifecycle: Arc<Lifecycle>) {
+    let settle = async {
+        while lifecycle.keys().serving().availability == Availability::Sealed(SealReason::Starting) {
+            tokio::time::sleep(SETTLE_LOOK).await;
+        }
+    };
+    if tokio::time::timeout(SETTLE_PATIENCE, settle).await.is_err() {
+        tracing::warn!("custody takes its time: the service manager is told to go on without the key");
+    }
 }
 
 async fn follow_disconnects(custody: CustodyClient, changed: Arc<Notify>) {
