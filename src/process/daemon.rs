@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 
 use super::control::ControlServerEnd;
 use super::sandbox::Confinement;
+use super::seccomp::Filtering;
 use super::server::{Listeners, LockdownReport, follow_orders};
 use crate::config::Settings;
 use crate::custody::client::CustodyClient;
@@ -119,13 +120,16 @@ pub async fn run(
         harmless: "/v2.KeyManagementService/Status",
     };
     let admin_ends = ServeSettings { recycle_after: None, ..kms_ends };
+    let ready = reporter.clone();
     tokio::spawn(async move {
         settled(lifecycle).await;
-        if let Err(error) = reporter.ready() {
+        if let Err(error) = ready.ready() {
             tracing::warn!(%error, "the supervisor cannot be told that the sockets are served");
         }
     });
     tokio::join!(serve(kms, kms_service, kms_ends, ended()), serve(admin, admin_service, admin_ends, ended()));
+    // Until here the channel is open: its end would tell the supervisor that this process is gone.
+    drop(reporter);
     Ok(())
 }
 
@@ -166,6 +170,7 @@ fn sandbox(lockdown: LockdownReport) -> Sandbox {
         dumpable: lockdown.hardening.dumpable,
         // Filled in when status is asked for.
         keys_locked: false,
+        system_calls_filtered: lockdown.sandbox.system_calls == Filtering::On,
         server_can_read_pin: lockdown.sandbox.pin_reachable.unwrap_or(false),
     }
 }

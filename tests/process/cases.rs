@@ -94,7 +94,7 @@ fn children_are_hardened_and_the_server_is_confined() {
     let daemon = Daemon::start("");
     let facts = daemon.facts();
     let report = facts.get("report");
-    for expected in ["no_new_privs: true", "dumpable: false", "core_dumps: false"] {
+    for expected in ["no_new_privs: true", "dumpable: false", "core_dumps: false", "system_calls: On"] {
         assert!(report.contains(expected), "{report}");
     }
     if !report.contains("Unavailable") {
