@@ -63,6 +63,7 @@ fn report(status: &GetStatusResponse) -> Report {
             "dumpable": sandbox.dumpable,
             "keys_locked": sandbox.keys_locked,
             "server_can_read_pin": sandbox.server_can_read_pin,
+            "system_calls_filtered": sandbox.system_calls_filtered,
         },
         "warnings": status.warnings,
     });
@@ -130,6 +131,7 @@ fn protection(sandbox: Sandbox) -> String {
     let word = |good: bool, yes: &'static str, no: &'static str| if good { yes } else { no };
     [
         word(sandbox.landlock, "Landlock on", "Landlock OFF"),
+        word(sandbox.system_calls_filtered, "system calls filtered", "system calls NOT FILTERED"),
         word(sandbox.no_new_privs, "no new privileges", "new privileges POSSIBLE"),
         word(!sandbox.dumpable, "no dumps", "DUMPABLE"),
         word(sandbox.keys_locked, "keys locked in memory", "keys NOT LOCKED"),

@@ -54,6 +54,9 @@ pub fn check(settings: &Settings, site: &Site) -> Vec<Finding> {
     if !settings.sandbox.landlock {
         note(report, "sandbox.landlock", "is off: the server process could open the PIN file".into());
     }
+    if !settings.sandbox.seccomp {
+        note(report, "sandbox.seccomp", "is off: the processes could start programs and make sockets".into());
+    }
     findings
 }
 

@@ -92,6 +92,7 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("log.level", json!(settings.log.level.as_str())),
         ("log.format", json!(settings.log.format.as_str())),
         ("sandbox.landlock", json!(settings.sandbox.landlock)),
+        ("sandbox.seccomp", json!(settings.sandbox.seccomp)),
     ]);
     rows
 }

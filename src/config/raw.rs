@@ -113,6 +113,7 @@ pub struct Log {
 #[serde(default, deny_unknown_fields)]
 pub struct Sandbox {
     pub landlock: Option<bool>,
+    pub seccomp: Option<bool>,
 }
 
 /// A user or group, by number or by name.

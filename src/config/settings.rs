@@ -65,6 +65,7 @@ pub struct AdminSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SandboxSettings {
     pub landlock: bool,
+    pub seccomp: bool,
 }
 
 impl Settings {
@@ -117,7 +118,10 @@ impl Builder<'_> {
                 Some(Listen::Loopback(address)) => Some(address),
             },
             log: LogSettings { level: raw.log.level.unwrap_or_default(), format: raw.log.format.unwrap_or_default() },
-            sandbox: SandboxSettings { landlock: raw.sandbox.landlock.unwrap_or(true) },
+            sandbox: SandboxSettings {
+                landlock: raw.sandbox.landlock.unwrap_or(true),
+                seccomp: raw.sandbox.seccomp.unwrap_or(true),
+            },
         };
         if settings.kms.socket.path == settings.admin.socket.path {
             let (span, key) = match (admin_span, kms_span) {

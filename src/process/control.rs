@@ -23,6 +23,8 @@ pub enum Order {
     NewCustodian { stream: UnixStream, restarts: u32 },
     /// Finish what is running and end; the server keeps its own deadline.
     Drain,
+    /// Answer this with [`Report::Alive`].
+    Ask,
 }
 
 /// What the server tells the supervisor.
@@ -32,6 +34,8 @@ pub enum Report {
     Ready,
     /// The custodian that came with this number of restarts does not answer: replace it.
     CustodianHung { restarts: u32 },
+    /// The answer to [`Order::Ask`]: the runtime still runs what it is given.
+    Alive,
     /// One line for the service manager.
     Status(String),
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use keystead_core::availability::{Availability, SealReason};
 use keystead_wire::admin::v1::Sandbox;
 use keystead_wire::admin::v1::admin_server::AdminServer;
 use keystead_wire::kms::v2::key_management_service_server::KeyManagementServiceServer;
@@ -11,6 +12,7 @@ use tokio::sync::{Notify, watch};
 
 use super::control::ControlServerEnd;
 use super::sandbox::Confinement;
+use super::seccomp::Filtering;
 use super::server::{Listeners, LockdownReport, follow_orders};
 use crate::config::Settings;
 use crate::custody::client::CustodyClient;
@@ -29,6 +31,9 @@ use crate::telemetry::http::{self, Limits, Pages};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::state::{self, State};
 
+/// How long the start of what comes after the daemon may be held up by a slow token.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
+const SETTLE_LOOK: Duration = Duration::from_millis(5);
 /// How long a connection may take to open HTTP/2.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection that carried seeds may rest before its buffers are given up.
@@ -115,15 +120,23 @@ pub async fn run(
         metrics_address,
     };
     let admin_service =
-        AdminServer::new(AdminService::new(lifecycle, facts)).max_decoding_message_size(MAX_ADMIN_MESSAGE);
+        AdminServer::new(AdminService::new(lifecycle.clone(), facts)).max_decoding_message_size(MAX_ADMIN_MESSAGE);
     let kms_ends = ServeSettings {
         drain_timeout: settings.kms.drain_timeout,
         recycle_after: Some(RECYCLE_AFTER),
         harmless: "/v2.KeyManagementService/Status",
     };
     let admin_ends = ServeSettings { recycle_after: None, ..kms_ends };
-    reporter.ready()?;
+    let ready = reporter.clone();
+    tokio::spawn(async move {
+        settled(lifecycle).await;
+        if let Err(error) = ready.ready() {
+            tracing::warn!(%error, "the supervisor cannot be told that the sockets are served");
+        }
+    });
     tokio::join!(serve(kms, kms_service, kms_ends, ended()), serve(admin, admin_service, admin_ends, ended()));
+    // Until here the channel is open: its end would tell the supervisor that this process is gone.
+    drop(reporter);
     Ok(())
 }
 
@@ -135,6 +148,19 @@ fn incoming(
     listener.set_nonblocking(true)?;
     let settings = IncomingSettings { max_connections, handshake_deadline: HANDSHAKE_DEADLINE, policy };
     Ok(Incoming::new(tokio::net::UnixListener::from_std(listener)?, settings))
+}
+
+/// Until the key is served, or it is known why not: a service manager that orders others after the daemon then starts
+/// them when their first request is answered. The sockets are served all the while.
+async fn settled(lifecycle: Arc<Lifecycle>) {
+    let settle = async {
+        while lifecycle.keys().serving().availability == Availability::Sealed(SealReason::Starting) {
+            tokio::time::sleep(SETTLE_LOOK).await;
+        }
+    };
+    if tokio::time::timeout(SETTLE_PATIENCE, settle).await.is_err() {
+        tracing::warn!("custody takes its time: the service manager is told to go on without the key");
+    }
 }
 
 async fn follow_disconnects(custody: CustodyClient, changed: Arc<Notify>) {
@@ -151,6 +177,7 @@ fn sandbox(lockdown: LockdownReport) -> Sandbox {
         dumpable: lockdown.hardening.dumpable,
         // Filled in when status is asked for.
         keys_locked: false,
+        system_calls_filtered: lockdown.sandbox.system_calls == Filtering::On,
         server_can_read_pin: lockdown.sandbox.pin_reachable.unwrap_or(false),
     }
 }

@@ -14,6 +14,7 @@ mod inherited;
 pub mod once;
 mod pid_file;
 pub mod sandbox;
+pub mod seccomp;
 pub mod server;
 mod signals;
 pub mod spawn;

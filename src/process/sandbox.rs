@@ -1,6 +1,6 @@
-//! What the server can still reach by name: its store's folder, and nothing else.
+//! What the server can still reach by name: its store's folder, and nothing else. Besides, what it can ask of the kernel.
 //!
-//! By Landlock, which binds the calling thread and those it starts later: confine first, start the runtime afterwards.
+//! By Landlock and a filter of system calls, which bind the calling thread and those it starts later: confine first, start the runtime afterwards.
 //! Descriptors that are open already stay usable, so sockets come first as well. What stops working: reading
 //! /proc/self, resolving users or hosts, loading locales, and symbols in backtraces.
 
@@ -12,6 +12,8 @@ use landlock::{
     RulesetError, RulesetStatus, Scope,
 };
 
+use super::seccomp::{Filter, Filtering, filter_system_calls};
+
 /// Files, devices, TCP, abstract sockets, signals: what Linux 6.12 and later enforce.
 const WANTED: ABI = ABI::V6;
 
@@ -21,6 +23,8 @@ pub struct SandboxSettings {
     pub store: PathBuf,
     /// `false`: the site switched Landlock off.
     pub landlock: bool,
+    /// `false`: the site switched the filter of system calls off.
+    pub seccomp: bool,
     /// What the server must not be able to open; checked, not trusted.
     pub pin: Option<PathBuf>,
 }
@@ -39,6 +43,7 @@ pub enum Confinement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SandboxReport {
     pub confinement: Confinement,
+    pub system_calls: Filtering,
     /// Whether the PIN file could be opened after all; `None` without a file to try.
     pub pin_reachable: Option<bool>,
 }
@@ -55,7 +60,9 @@ pub enum SandboxError {
 pub fn confine_server(settings: &SandboxSettings) -> Result<SandboxReport, SandboxError> {
     let confinement = if settings.landlock { restrict(&settings.store)? } else { Confinement::Off };
     let pin_reachable = settings.pin.as_deref().map(can_be_opened);
-    Ok(SandboxReport { confinement, pin_reachable })
+    // Last: Landlock takes system calls of its own to set up.
+    let system_calls = filter_system_calls(Filter::Server, settings.seccomp);
+    Ok(SandboxReport { confinement, system_calls, pin_reachable })
 }
 
 fn restrict(store: &Path) -> Result<Confinement, SandboxError> {
@@ -124,7 +131,7 @@ mod tests {
         let socket = folder.path().join("elsewhere.sock");
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let tcp = tcp.local_addr().unwrap();
-        let settings = SandboxSettings { store: store.clone(), landlock: true, pin: Some(pin.clone()) };
+        let settings = SandboxSettings { store: store.clone(), landlock: true, seccomp: false, pin: Some(pin.clone()) };
         confined(&settings, |report| {
             if report.confinement == Confinement::Unavailable {
                 return;
@@ -160,7 +167,7 @@ mod tests {
     #[test]
     fn runtime_started_afterwards_works_and_is_confined() {
         let folder = tempfile::tempdir().unwrap();
-        let settings = SandboxSettings { store: folder.path().to_owned(), landlock: true, pin: None };
+        let settings = SandboxSettings { store: folder.path().to_owned(), landlock: true, seccomp: true, pin: None };
         confined(&settings, |report| {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             let read = runtime.block_on(async {
@@ -176,14 +183,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let pin = folder.path().join("pin");
         fs::write(&pin, "1234").unwrap();
-        let settings = SandboxSettings { store: folder.path().to_owned(), landlock: false, pin: Some(pin) };
+        let settings =
+            SandboxSettings { store: folder.path().to_owned(), landlock: false, seccomp: false, pin: Some(pin) };
         let report = confine_server(&settings).unwrap();
-        assert_eq!(report, SandboxReport { confinement: Confinement::Off, pin_reachable: Some(true) });
+        let expected =
+            SandboxReport { confinement: Confinement::Off, system_calls: Filtering::Off, pin_reachable: Some(true) };
+        assert_eq!(report, expected);
     }
 
     #[test]
     fn missing_store_is_an_error_that_says_what_to_do() {
-        let settings = SandboxSettings { store: "/nonexistent".into(), landlock: true, pin: None };
+        let settings = SandboxSettings { store: "/nonexistent".into(), landlock: true, seccomp: false, pin: None };
         let error = std::thread::scope(|scope| scope.spawn(|| confine_server(&settings)).join().unwrap()).unwrap_err();
         assert!(error.to_string().contains("keystead init"));
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::config_copy::ConfigCopy;
 use super::sandbox::SandboxSettings;
+use super::seccomp::{Filter, filter_system_calls};
 use super::server::ServerError;
 use super::spawn::CREDENTIALS;
 use super::supervisor::{Outcome, SupervisorError, SupervisorSettings, supervise};
@@ -83,6 +84,7 @@ pub fn server() -> Result<(), StartError> {
     let sandbox = SandboxSettings {
         store: settings.store.path.clone(),
         landlock: settings.sandbox.landlock,
+        seccomp: settings.sandbox.seccomp,
         pin: match &settings.custody.pin {
             PinSource::File(path) => Some(path.clone()),
             PinSource::Credential(name) => std::env::var_os(CREDENTIALS).map(|folder| PathBuf::from(folder).join(name)),
@@ -99,6 +101,9 @@ pub fn custodian() -> Result<(), StartError> {
     let parts = custodian::begin()?;
     let settings = inherited_settings(&parts.config)?;
     log::init(settings.log)?;
+    // Before the module is loaded.
+    let system_calls = filter_system_calls(Filter::Custodian, settings.sandbox.seccomp);
+    tracing::debug!(?system_calls, "sandbox");
     memory::release_startup_code();
     worker::run(parts.stream, settings.custody)?;
     Ok(())

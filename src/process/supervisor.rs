@@ -4,6 +4,7 @@
 //! a crashed or hung custodian loses no key, for the server has it.
 
 mod child;
+mod heartbeat;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use sd_notify::NotifyState;
 
 use self::child::ChildSlot;
+use self::heartbeat::{Heartbeat, Pace};
 use super::activation::{self, ActivationError};
 use super::config_copy::ConfigCopy;
 use super::control::{self, ControlSupervisorEnd, Report};
@@ -104,6 +106,8 @@ pub fn supervise(settings: SupervisorSettings) -> Result<Outcome, SupervisorErro
         signals,
         server: ChildSlot::new("server"),
         control: None,
+        pace: Pace::new(sd_notify::watchdog_enabled()),
+        heartbeat: None,
         ready: false,
         custodian: ChildSlot::new("custodian"),
         custodians: 0,
@@ -135,6 +139,10 @@ struct Supervisor {
     server: ChildSlot,
     /// To the server that runs.
     control: Option<ControlSupervisorEnd>,
+    /// How often the server is asked whether it is alive.
+    pace: Pace,
+    /// Of the server that runs, as long as it is meant to answer.
+    heartbeat: Option<Heartbeat>,
     /// A server has served since the supervisor started.
     ready: bool,
     custodian: ChildSlot,
@@ -148,6 +156,7 @@ impl Supervisor {
     fn run(&mut self) -> io::Result<Outcome> {
         loop {
             self.start_what_is_due();
+            self.ask_whether_the_server_lives();
             self.kill_what_is_overdue();
             if let Some(outcome) = self.ending
                 && self.server.is_down()
@@ -168,7 +177,8 @@ impl Supervisor {
         // What may not start now must not wake us for it.
         let server_starts = self.server.starts_at().filter(|_| self.ending.is_none());
         let custodian_starts = self.custodian.starts_at().filter(|_| self.ending.is_none() && self.control.is_some());
-        let moments = [server_starts, custodian_starts, self.server.ends_at(), self.custodian.ends_at()];
+        let asks = self.heartbeat.map(|heartbeat| heartbeat.due_at());
+        let moments = [server_starts, custodian_starts, asks, self.server.ends_at(), self.custodian.ends_at()];
         let wake_at = moments.into_iter().flatten().min();
         // A millisecond more, for the kernel's clock must be past the moment and not just at it.
         let left = wake_at.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
@@ -211,6 +221,7 @@ impl Supervisor {
         };
         let child = spawn::spawn_server(descriptors, &self.settings.config)?;
         self.control = Some(ours);
+        self.heartbeat = Some(self.pace.of_new_server(Instant::now()));
         Ok(child)
     }
 
@@ -227,6 +238,29 @@ impl Supervisor {
             self.server.kill();
         }
         Ok(child)
+    }
+
+    /// Reports were heard right before: what is missed now was not said.
+    fn ask_whether_the_server_lives(&mut self) {
+        let (Some(control), Some(heartbeat)) = (&self.control, &mut self.heartbeat) else { return };
+        let now = Instant::now();
+        let dead = if heartbeat.is_missed(now) {
+            tracing::error!("the server does not answer: it is replaced");
+            true
+        } else if heartbeat.must_ask(now) {
+            heartbeat.asked(now);
+            control
+                .ask()
+                .inspect_err(|error| tracing::error!(%error, "the server does not read: it is replaced"))
+                .is_err()
+        } else {
+            false
+        };
+        if dead {
+            // Once: what is killed is not asked again.
+            self.heartbeat = None;
+            self.server.kill();
+        }
     }
 
     /// Each child has at most one moment by which it must be gone.
@@ -264,6 +298,8 @@ impl Supervisor {
         tracing::info!(?outcome, "ending");
         notify(NotifyState::Stopping);
         self.ending = Some(outcome);
+        // It keeps its own deadline from now on.
+        self.heartbeat = None;
         self.server.must_end_within(self.settings.drain_timeout + DRAIN_MARGIN);
         match &self.control {
             Some(control) => {
@@ -285,6 +321,13 @@ impl Supervisor {
                     notify(NotifyState::Ready);
                     memory::release_startup_code();
                 }
+                Ok(Some(Report::Alive)) => {
+                    if let Some(heartbeat) = &mut self.heartbeat {
+                        heartbeat.answered(Instant::now());
+                        // Not by a timer: the service manager hears of nothing but answers.
+                        notify(NotifyState::Watchdog);
+                    }
+                }
                 Ok(Some(Report::Status(text))) => notify(NotifyState::Status(&text)),
                 Ok(Some(Report::CustodianHung { restarts })) => self.replace_hung_custodian(restarts),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -301,6 +344,7 @@ impl Supervisor {
 
     fn server_hung_up(&mut self) {
         self.control = None;
+        self.heartbeat = None;
         // It is about to exit; one that closed the channel and lingers is of no use.
         self.server.must_end_within(DRAIN_MARGIN);
         // Its connection is closed, too, so that it ends by itself.

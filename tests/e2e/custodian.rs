@@ -148,7 +148,14 @@ async fn only_the_custodian_loads_the_module_and_can_read_the_pin() {
     let site = Site::initialized("");
     let daemon = site.serve().await;
     let sandbox = daemon.status().await.sandbox.expect("a sandbox report");
-    assert!(sandbox.landlock && sandbox.no_new_privs && !sandbox.dumpable && sandbox.keys_locked, "{sandbox:?}");
+    assert!(
+        sandbox.landlock
+            && sandbox.system_calls_filtered
+            && sandbox.no_new_privs
+            && !sandbox.dumpable
+            && sandbox.keys_locked,
+        "{sandbox:?}"
+    );
     assert!(!sandbox.server_can_read_pin);
     let maps =
         |pid| std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("readable as root or by ptrace rights");
@@ -159,8 +166,8 @@ async fn only_the_custodian_loads_the_module_and_can_read_the_pin() {
     }
     drop(daemon);
     // The report is a finding, not a constant: without the sandbox it says so.
-    site.configure(&site.token.custody("keystead"), "[sandbox]\nlandlock = false\n");
+    site.configure(&site.token.custody("keystead"), "[sandbox]\nlandlock = false\nseccomp = false\n");
     let daemon = site.serve().await;
     let sandbox = daemon.status().await.sandbox.expect("a sandbox report");
-    assert!(sandbox.server_can_read_pin && !sandbox.landlock, "{sandbox:?}");
+    assert!(sandbox.server_can_read_pin && !sandbox.landlock && !sandbox.system_calls_filtered, "{sandbox:?}");
 }

@@ -25,6 +25,7 @@ pub const ALL: &[Case] = cases![
     custodian_that_crashes_again_and_again_is_replaced_with_patience,
     hung_custodian_is_killed_and_replaced,
     killed_server_is_replaced_and_no_socket_is_lost,
+    stopped_server_is_replaced_and_the_watchdog_fed_by_answers_only,
     deaf_custodian_is_killed_at_the_end,
     server_that_cannot_start_ends_the_daemon,
     deaf_server_is_killed_at_the_deadline,
@@ -75,6 +76,7 @@ fn children_see_what_they_need_and_no_more() {
         names.map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(seen("custodian"), ["CREDENTIALS_DIRECTORY", "MODULE_CONF"]);
+    // To try whether it can read the PIN there.
     assert_eq!(seen("server"), ["CREDENTIALS_DIRECTORY"]);
     let server = facts.pid("server_pid");
     // Only root may look into a process that is not dumpable.
@@ -92,7 +94,7 @@ fn children_are_hardened_and_the_server_is_confined() {
     let daemon = Daemon::start("");
     let facts = daemon.facts();
     let report = facts.get("report");
-    for expected in ["no_new_privs: true", "dumpable: false", "core_dumps: false"] {
+    for expected in ["no_new_privs: true", "dumpable: false", "core_dumps: false", "system_calls: On"] {
         assert!(report.contains(expected), "{report}");
     }
     if !report.contains("Unavailable") {
@@ -157,6 +159,24 @@ fn killed_server_is_replaced_and_no_socket_is_lost() {
     let after = facts_when(&daemon, "another server", |facts| facts.get("server_pid") != before.get("server_pid"));
     assert_ne!(after.get("custodian_pid"), before.get("custodian_pid"));
     assert_eq!(after.get("metrics"), before.get("metrics"));
+    daemon.stop();
+}
+
+/// The watchdog's time is short, so that the test is.
+fn stopped_server_is_replaced_and_the_watchdog_fed_by_answers_only() {
+    let folder = folder();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.arg("supervise").arg(folder.path()).arg("").env("WATCHDOG_USEC", "1500000");
+    let daemon = Daemon::start_by(command, folder);
+    let before = daemon.facts();
+    for _ in 0..2 {
+        daemon.notified("WATCHDOG=1");
+    }
+    rustix::process::kill_process(pid(before.pid("server_pid")), Signal::STOP).unwrap();
+    let after = facts_when(&daemon, "another server", |facts| facts.get("server_pid") != before.get("server_pid"));
+    assert!(is_dead(before.pid("server_pid")));
+    assert_eq!(after.get("metrics"), before.get("metrics"), "no socket was lost");
+    daemon.notified("WATCHDOG=1");
     daemon.stop();
 }
 

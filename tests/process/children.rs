@@ -65,7 +65,8 @@ pub fn server() -> ExitCode {
         return ExitCode::from(CANNOT_START);
     }
     let folder = parts.config.path.as_deref().and_then(Path::parent).unwrap().to_owned();
-    let sandbox = SandboxSettings { store: folder.join("store"), landlock: true, pin: Some(folder.join("pin")) };
+    let sandbox =
+        SandboxSettings { store: folder.join("store"), landlock: true, seccomp: true, pin: Some(folder.join("pin")) };
     let facts = Facts::default();
     let fact = |name, value: String| drop(facts.lock().unwrap().insert(name, value));
     fact("server_pid", std::process::id().to_string());

@@ -47,7 +47,7 @@ fn defaults_are_those_of_an_air_gapped_softhsm_site() {
     assert_eq!(settings.admin.peers.uids, [500]);
     assert_eq!(settings.kms.max_plaintext, 4096);
     assert_eq!(settings.metrics, Some("127.0.0.1:9464".parse().unwrap()));
-    assert!(settings.sandbox.landlock);
+    assert!(settings.sandbox.landlock && settings.sandbox.seccomp);
 }
 
 #[test]
@@ -100,6 +100,7 @@ fn every_key_is_taken_over() {
         format = "json"
         [sandbox]
         landlock = false
+        seccomp = false
         "#,
     )
     .unwrap();
@@ -120,7 +121,7 @@ fn every_key_is_taken_over() {
     assert_eq!(settings.admin.socket.group, Some(Gid::from_raw(997)));
     assert!(settings.admin.peers.uids.is_empty());
     assert_eq!(settings.metrics, Some("[::1]:9000".parse().unwrap()));
-    assert!(!settings.sandbox.landlock);
+    assert!(!settings.sandbox.landlock && !settings.sandbox.seccomp);
     assert_eq!(read("[metrics]\nlisten = 'off'").unwrap().metrics, None);
 }
 

@@ -13,8 +13,10 @@ use super::{Order, Report};
 
 const NEW_CUSTODIAN: u8 = b'C';
 const DRAIN: u8 = b'D';
+const ASK: u8 = b'?';
 const READY: u8 = b'R';
 const CUSTODIAN_HUNG: u8 = b'H';
+const ALIVE: u8 = b'A';
 const STATUS: u8 = b'S';
 
 /// Longer ones are cut.
@@ -29,12 +31,17 @@ pub(super) fn encode_drain() -> Vec<u8> {
     vec![DRAIN]
 }
 
+pub(super) fn encode_ask() -> Vec<u8> {
+    vec![ASK]
+}
+
 pub(super) fn decode_order(bytes: &[u8], fd: Option<OwnedFd>) -> io::Result<Order> {
     match (bytes.split_first(), fd) {
         (Some((&NEW_CUSTODIAN, restarts)), Some(fd)) => {
             Ok(Order::NewCustodian { stream: fd.into(), restarts: number(restarts)? })
         }
         (Some((&DRAIN, [])), None) => Ok(Order::Drain),
+        (Some((&ASK, [])), None) => Ok(Order::Ask),
         _ => Err(malformed()),
     }
 }
@@ -42,6 +49,7 @@ pub(super) fn decode_order(bytes: &[u8], fd: Option<OwnedFd>) -> io::Result<Orde
 pub(super) fn encode_report(report: &Report) -> Vec<u8> {
     match report {
         Report::Ready => vec![READY],
+        Report::Alive => vec![ALIVE],
         Report::CustodianHung { restarts } => [&[CUSTODIAN_HUNG][..], &restarts.to_be_bytes()].concat(),
         Report::Status(text) => {
             let end = text.floor_char_boundary(MOST_STATUS_BYTES);
@@ -53,6 +61,7 @@ pub(super) fn encode_report(report: &Report) -> Vec<u8> {
 pub(super) fn decode_report(bytes: &[u8]) -> io::Result<Report> {
     match bytes.split_first() {
         Some((&READY, [])) => Ok(Report::Ready),
+        Some((&ALIVE, [])) => Ok(Report::Alive),
         Some((&CUSTODIAN_HUNG, restarts)) => Ok(Report::CustodianHung { restarts: number(restarts)? }),
         Some((&STATUS, text)) => {
             let text = std::str::from_utf8(text).map_err(|_| malformed())?;

@@ -50,6 +50,11 @@ impl ControlReporter {
         self.report(&Report::CustodianHung { restarts })
     }
 
+    /// The answer to [`Order::Ask`].
+    pub fn alive(&self) -> io::Result<()> {
+        self.report(&Report::Alive)
+    }
+
     /// One line for the service manager; cut at 512 bytes.
     pub fn status(&self, text: &str) -> io::Result<()> {
         self.report(&Report::Status(text.to_owned()))

@@ -23,6 +23,11 @@ impl ControlSupervisorEnd {
         frame::send(self.as_fd(), &frame::encode_drain(), None)
     }
 
+    /// Asks whether the server still runs; the answer is [`Report::Alive`].
+    pub fn ask(&self) -> io::Result<()> {
+        frame::send(self.as_fd(), &frame::encode_ask(), None)
+    }
+
     /// The next report. Nothing when the server is gone, `WouldBlock` when it has said nothing.
     pub fn receive(&self) -> io::Result<Option<Report>> {
         // A descriptor that comes along is closed: the server has none to give.

@@ -1,4 +1,4 @@
-//! What the supervisor orders while the server serves, and what the server asks of it in turn.
+//! What the supervisor orders while the server serves, and what the server says and asks in turn.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -30,6 +30,15 @@ pub async fn follow_orders(
                 Some(Order::NewCustodian { stream, restarts }) => {
                     attach(stream, restarts)?;
                     present = Some(restarts);
+                }
+                Some(Order::Ask) => {
+                    let reporter = reporter.clone();
+                    // Through the runtime's queue, where the requests are: a runtime that is stuck says nothing.
+                    tokio::spawn(async move {
+                        if let Err(error) = reporter.alive() {
+                            tracing::warn!(%error, "the supervisor does not listen");
+                        }
+                    });
                 }
                 Some(Order::Drain) | None => return Ok(()),
             },
@@ -70,6 +79,25 @@ mod tests {
             }
         }
         drop(tell);
+        supervisor.drain().unwrap();
+        server.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn question_is_answered_without_a_custodian() {
+        let (supervisor, fd) = control::pair().unwrap();
+        let control = ControlServerEnd::new(fd).unwrap();
+        let (_tell, hung) = watch::channel(0);
+        let server = tokio::spawn(follow_orders(control, hung, |_, _| Ok(())));
+        for _ in 0..3 {
+            supervisor.ask().unwrap();
+            loop {
+                match supervisor.receive() {
+                    Ok(report) => break assert_eq!(report, Some(Report::Alive)),
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        }
         supervisor.drain().unwrap();
         server.await.unwrap().unwrap();
     }
