@@ -12,7 +12,9 @@ mod internal;
 mod key;
 mod kms;
 mod paint;
+mod recovery;
 mod report;
+mod roots;
 mod serve;
 mod status;
 mod table;
@@ -61,6 +63,12 @@ enum Command {
     /// The generations of the key
     #[command(subcommand)]
     Key(key::Command),
+    /// The roots that open the key's generations
+    #[command(subcommand)]
+    Roots(roots::Command),
+    /// The recovery key, kept offline
+    #[command(subcommand)]
+    Recovery(recovery::Command),
     /// The tokens of the PKCS#11 module
     #[command(subcommand)]
     Token(token::Command),
@@ -108,6 +116,8 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Serve => serve::run(config),
         Command::Status => status::run(config),
         Command::Key(command) => key::run(&command, config, cli.global.output),
+        Command::Roots(command) => roots::run(&command, config),
+        Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
         Command::Config(command) => config_check::run(&command, config),
         Command::Kms(arguments) => kms::run(&arguments, config, cli.global.output),
@@ -152,6 +162,10 @@ mod tests {
             "keystead key describe",
             "keystead key describe 3",
             "keystead key rotate --yes",
+            "keystead roots list",
+            "keystead recovery keygen --out private.pem --public-out public.pem",
+            "keystead recovery verify --private private.pem",
+            "keystead recovery drill --private private.pem --in a.json --in b.json",
             "keystead token list",
             "keystead config check",
             "keystead kms status",

@@ -165,6 +165,8 @@ fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Gen
         roots: generation.wraps.iter().map(root).collect(),
         encrypts: slot.map_or(0, |slot| slot.encrypts.load(Ordering::Relaxed)),
         decrypts: slot.map_or(0, |slot| slot.decrypts.load(Ordering::Relaxed)),
+        // Retired generations of a recovered store may carry more roots than an annotation holds.
+        annotation: generation.annotation().unwrap_or_default(),
     }
 }
 

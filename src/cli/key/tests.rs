@@ -40,6 +40,7 @@ fn generation(number: u64, state: &str) -> Generation {
         roots: vec![Root { kind: "pkcs11".into(), id: "0a".into(), construction: "aes-gcm".into() }],
         encrypts: 1,
         decrypts: 2,
+        annotation: Vec::new(),
     }
 }
 
