@@ -12,6 +12,7 @@ mod internal;
 mod key;
 mod kms;
 mod paint;
+mod recover;
 mod recovery;
 mod report;
 mod roots;
@@ -66,6 +67,8 @@ enum Command {
     /// The roots that open the key's generations
     #[command(subcommand)]
     Roots(roots::Command),
+    /// Rebuild the store from an etcd snapshot or a rescue file, and one durable root
+    Recover(recover::Arguments),
     /// The recovery key, kept offline
     #[command(subcommand)]
     Recovery(recovery::Command),
@@ -117,6 +120,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Status => status::run(config),
         Command::Key(command) => key::run(&command, config, cli.global.output),
         Command::Roots(command) => roots::run(&command, config),
+        Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
         Command::Config(command) => config_check::run(&command, config),
@@ -163,6 +167,10 @@ mod tests {
             "keystead key describe 3",
             "keystead key rotate --yes",
             "keystead roots list",
+            "keystead roots rescue --to public.pem --out rescue.txt",
+            "keystead recover --snapshot a.db --no-recovery --replace-store",
+            "keystead recover --snapshot a.db --private p.pem --dry-run --provider edge --skip-hash-check",
+            "keystead recover --rescue rescue.txt --private p.pem --recovery public.pem",
             "keystead recovery keygen --out private.pem --public-out public.pem",
             "keystead recovery verify --private private.pem",
             "keystead recovery drill --private private.pem --in a.json --in b.json",
@@ -183,6 +191,17 @@ mod tests {
     fn init_without_a_word_on_recovery_is_a_usage_error() {
         assert_eq!(parse("keystead init").unwrap_err().kind(), ErrorKind::MissingRequiredArgument);
         assert_eq!(parse("keystead init --recovery a --no-recovery").unwrap_err().kind(), ErrorKind::ArgumentConflict);
+    }
+
+    #[test]
+    fn recover_without_a_source_or_a_word_on_recovery_is_a_usage_error() {
+        for line in [
+            "keystead recover --no-recovery",
+            "keystead recover --snapshot a",
+            "keystead recover --snapshot a --dry-run --no-recovery",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
     }
 
     #[test]

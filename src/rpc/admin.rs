@@ -8,18 +8,19 @@ use std::time::Instant;
 use futures_util::Stream;
 use keystead_core::RootKind;
 use keystead_core::availability::Availability;
+use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{GenerationState, Keyring};
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse, Root,
-    RotateProgress, RotateRequest, Sandbox,
+    Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse,
+    RescueRequest, RescueResponse, Root, RotateProgress, RotateRequest, Sandbox,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::status_map::rotation_error;
+use super::status_map::{rescue_error, rotation_error};
 use crate::memory;
 use crate::service::keys::Keys;
 use crate::service::lifecycle::{CustodyState, Lifecycle};
@@ -143,6 +144,17 @@ impl Admin for AdminService {
             let _ = sender.send(last).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn rescue(&self, request: Request<RescueRequest>) -> Result<Response<RescueResponse>, Status> {
+        let key = P256PublicKey::from_pem(&request.get_ref().recovery_key)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let rescued = self.lifecycle.rescue(&key).map_err(|error| rescue_error(&error))?;
+        Ok(Response::new(RescueResponse {
+            file: rescued.file.to_bytes(),
+            rescued: rescued.file.generations.iter().map(|generation| generation.key_id.to_string()).collect(),
+            not_loaded: rescued.not_loaded.iter().map(ToString::to_string).collect(),
+        }))
     }
 }
 

@@ -152,7 +152,7 @@ pub async fn roll(
     Ok(())
 }
 
-async fn record_key(
+pub(super) async fn record_key(
     custody: &CustodyClient,
     keyring: &KeyringId,
     node: &NodeId,

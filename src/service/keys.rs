@@ -61,7 +61,7 @@ type Loading = Shared<BoxFuture<'static, Result<Arc<Loaded>, ServeError>>>;
 /// A generation's keys in memory, on locked pages.
 struct Loaded {
     /// Kept for wrapping to a new root; Encrypt and Decrypt use only `envelope`.
-    _kek: Kek,
+    kek: Kek,
     envelope: EnvelopeKey,
 }
 
@@ -294,6 +294,11 @@ impl Slot {
         self.loaded.load().is_some()
     }
 
+    /// What `wrap` makes of the KEK, if it is in memory. For wrapping to another root, nothing else.
+    pub(super) fn wrap_loaded<T>(&self, wrap: impl FnOnce(&Kek) -> T) -> Option<T> {
+        self.loaded.load().as_ref().map(|loaded| wrap(&loaded.kek))
+    }
+
     /// Files keys that were just made and compared, so that activating them needs no further unwrap.
     pub fn fill(&self, kek: Kek) {
         self.loaded.store(Some(Arc::new(Loaded::new(kek))));
@@ -304,6 +309,6 @@ impl Loaded {
     fn new(kek: Kek) -> Self {
         let envelope = EnvelopeKey::new(&kek);
         memory::lock_keys(&kek, &envelope);
-        Self { _kek: kek, envelope }
+        Self { kek, envelope }
     }
 }

@@ -13,7 +13,8 @@ use clap::Subcommand;
 use super::exit::Failure;
 use super::report::Report;
 
-pub use exported::Exported;
+use exported::Exported;
+pub use keygen::create_new;
 pub use private::read_private;
 
 #[derive(Debug, Subcommand)]
