@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use keystead_core::recovery::{Loss, Origin, Sighting};
 use keystead_core::rescue::Rescue;
-use keystead_core::{GenerationNumber, KeyCommitment, KeyringId};
+use keystead_core::{GenerationNumber, KeyCommitment, KeyId, KeyringId};
 use serde_json::{Value, json};
 
 use super::exit::{Exit, Failure};
@@ -29,6 +29,9 @@ pub struct Arguments {
     /// Take the key of this commitment where more than one claims to be a generation's; may be given again
     #[arg(long, value_name = "COMMITMENT", value_parser = commitment)]
     trust: Vec<KeyCommitment>,
+    /// Pass over this generation; may be given again
+    #[arg(long, value_name = "KEY_ID")]
+    leave_out: Vec<KeyId>,
     /// Read a copy of etcd's database file that has no checksum
     #[arg(long)]
     skip_hash_check: bool,
@@ -83,7 +86,8 @@ pub fn run(arguments: &Arguments, config: Option<&Path>, format: Format) -> Resu
         None => Survey::default(),
     };
     let rescue = arguments.sources.rescue.as_deref().map(|path| read_rescue(path, keyring)).transpose()?;
-    let sightings = merged(&survey, rescue.as_ref());
+    let mut sightings = merged(&survey, rescue.as_ref());
+    sightings.retain(|sighting| !arguments.leave_out.contains(&sighting.key_id));
     if sightings.is_empty() {
         return Err(nothing_seen(&survey, keyring));
     }
@@ -164,7 +168,7 @@ fn report(outcome: &RecoverOutcome, survey: &Survey) -> Report {
     if opened.iter().any(|each| each.origin == Origin::Unproven) {
         text.push_str(
             "\nOrigin unproven: anybody can wrap a key to a public key. That it opens objects proves that they were\n\
-             written under it, not who wrote them.\n",
+             written under it, not who wrote them. Pass over one that nobody here has made: --leave-out KEY_ID.\n",
         );
     }
     if !lost.is_empty() {
@@ -284,6 +288,7 @@ fn reason(loss: &Loss) -> &'static str {
         Loss::OpensNothing => "opens-nothing",
         Loss::Contested(_) => "contested",
         Loss::NumberTaken(_) => "number-taken",
+        Loss::NumberContested(_) => "number-contested",
     }
 }
 

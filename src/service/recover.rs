@@ -131,15 +131,21 @@ pub async fn open(sightings: Vec<Sighting>, openers: &Openers<'_>) -> Result<Fin
             Err(loss) => findings.lost.push((sighting, loss)),
         }
     }
-    findings.settle_numbers();
+    findings.settle_numbers(openers.trusted);
     Ok(findings)
+}
+
+impl Opened {
+    fn commitment(&self) -> KeyCommitment {
+        self.recovered.candidate.kek.commitment()
+    }
 }
 
 impl Findings {
     pub fn summary(&self) -> Summary {
         let opened = self.opened.iter().map(|each| OpenedSummary {
             sighting: each.sighting.clone(),
-            commitment: each.recovered.candidate.kek.commitment(),
+            commitment: each.commitment(),
             via: each.recovered.candidate.wrap.root_kind,
             origin: each.recovered.origin,
             opens: each.recovered.opens,
@@ -147,21 +153,36 @@ impl Findings {
         Summary { opened: opened.collect(), lost: self.lost.clone() }
     }
 
-    /// A record holds a number once. Two key IDs of one number come from a store that was lost and begun anew: the one
-    /// that more objects depend on stays.
-    fn settle_numbers(&mut self) {
-        self.opened.sort_by_key(|each| (each.sighting.key_id.generation(), std::cmp::Reverse(each.recovered.opens)));
-        let mut kept: Vec<Opened> = Vec::new();
-        for each in self.opened.drain(..) {
-            match kept.last() {
-                Some(last) if last.sighting.key_id.generation() == each.sighting.key_id.generation() => {
-                    let loss = Loss::NumberTaken(last.sighting.key_id.clone());
-                    self.lost.push((each.sighting, loss));
-                }
-                _ => kept.push(each),
+    /// A record holds a number once. Two key IDs of one number come from a store that was lost and begun anew, or from a
+    /// forger. Vouched for comes before proven, proven before unproven, then the one that more objects depend on; but
+    /// between two unproven ones the number of objects decides nothing, since a forger can write as many as he likes.
+    fn settle_numbers(&mut self, trusted: &[KeyCommitment]) {
+        let rank = |each: &Opened| match each.recovered.origin {
+            _ if trusted.contains(&each.commitment()) => 0,
+            Origin::Proven => 1,
+            Origin::Unproven => 2,
+        };
+        let number = |each: &Opened| each.sighting.key_id.generation();
+        self.opened.sort_by_key(|each| (number(each), rank(each), std::cmp::Reverse(each.recovered.opens)));
+        let mut rest = std::mem::take(&mut self.opened).into_iter().peekable();
+        while let Some(first) = rest.next() {
+            let mut rivals: Vec<Opened> = Vec::new();
+            while let Some(rival) = rest.next_if(|each| number(each) == number(&first)) {
+                rivals.push(rival);
+            }
+            let contested = rank(&first) == 2 && !rivals.is_empty();
+            let taken = Loss::NumberTaken(first.sighting.key_id.clone());
+            for rival in rivals {
+                let loss = if contested { Loss::NumberContested(rival.commitment()) } else { taken.clone() };
+                self.lost.push((rival.sighting, loss));
+            }
+            if contested {
+                let loss = Loss::NumberContested(first.commitment());
+                self.lost.push((first.sighting, loss));
+            } else {
+                self.opened.push(first);
             }
         }
-        self.opened = kept;
     }
 
     fn last_number(&self, seen: GenerationNumber) -> GenerationNumber {
@@ -265,8 +286,10 @@ pub async fn rebuild(
     custody.create_epoch(epoch(keyring.epoch)).await?;
     let key = epoch::record_key(custody, &keyring.keyring, &keyring.node, keyring.epoch).await?;
     let bytes = record::encode(&keyring, &key);
+    fail::fail_point!("recover.before-write");
     let set_aside = store.set_aside(unix_now())?;
     store.replace(None, &bytes)?;
+    fail::fail_point!("recover.written");
     for number in epochs {
         custody.destroy_epoch(epoch(number)).await?;
     }
@@ -315,4 +338,53 @@ async fn make_active(keyring: &mut Keyring, custody: &CustodyClient) -> Result<K
         return Err(CustodyError::WrapRejected.into());
     }
     Ok(keyring.activate(now)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keystead_core::recovery::Sighting;
+    use keystead_core::wrap::Construction;
+
+    fn opened(random: u8, kind: RootKind, objects: u64) -> Opened {
+        let keyring: KeyringId = "edge".parse().unwrap();
+        let key_id = KeyId::mint(&keyring, GenerationNumber(2), [random; 16]);
+        let construction = match kind {
+            RootKind::Pkcs11 => Construction::AesGcm { iv: [1; 12], sealed: [0; 48] },
+            _ => Construction::HpkeP256 { encapsulated: [4; 65], sealed: [0; 48] },
+        };
+        let wrap = WrappedKek { root_kind: kind, root_id: RootId::new(&[1]).unwrap(), bytes: construction.to_bytes() };
+        let candidate = Candidate { kek: Kek::take(&mut [random; 32]), wrap, others: Vec::new() };
+        let origin = candidate.origin();
+        let sighting = Sighting { key_id, objects, annotations: Vec::new(), envelopes: Vec::new(), incomplete: false };
+        Opened { sighting, recovered: Recovered { candidate, origin, opens: objects } }
+    }
+
+    fn settled(opened: Vec<Opened>, trusted: &[KeyCommitment]) -> Findings {
+        let mut findings = Findings { opened, lost: Vec::new() };
+        findings.settle_numbers(trusted);
+        findings
+    }
+
+    #[test]
+    fn forged_key_id_of_a_taken_number_does_not_push_the_genuine_one_out() {
+        let (genuine, forged) = (|| opened(1, RootKind::Recovery, 1), || opened(66, RootKind::Recovery, 1000));
+        let findings = settled(vec![genuine(), forged()], &[]);
+        assert!(findings.opened.is_empty());
+        assert!(findings.lost.iter().all(|(_, loss)| matches!(loss, Loss::NumberContested(_))), "{:?}", findings.lost);
+        let word = genuine().commitment();
+        let findings = settled(vec![forged(), genuine()], &[word]);
+        assert_eq!(findings.opened[0].commitment(), word);
+        let proven = opened(1, RootKind::Pkcs11, 1);
+        let findings = settled(vec![forged(), proven], &[]);
+        assert_eq!(findings.opened[0].commitment(), word);
+        assert!(matches!(findings.lost[0].1, Loss::NumberTaken(_)));
+    }
+
+    #[test]
+    fn of_two_proven_key_ids_of_one_number_the_one_with_more_objects_stays() {
+        let findings = settled(vec![opened(1, RootKind::Pkcs11, 3), opened(2, RootKind::Pkcs11, 9)], &[]);
+        assert_eq!(findings.opened[0].recovered.opens, 9);
+        assert_eq!(findings.lost.len(), 1);
+    }
 }

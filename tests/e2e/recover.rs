@@ -57,6 +57,8 @@ impl Cluster {
             etcd.put_secret(name, "edge", &encrypted);
             secrets.push((vec![seed; 32], encrypted));
         }
+        // A client that stays would be waited for.
+        drop(kms);
         assert!(daemon.stop().success());
         Self { site, etcd, secrets }
     }
@@ -81,6 +83,7 @@ impl Cluster {
         assert!(self.secrets.iter().all(|(_, old)| old.key_id != fresh.key_id));
         site.keystead(["key", "rotate", "--yes"]).expect_success();
         assert_eq!(decrypt(&mut kms, &fresh).await.unwrap(), b"fresh");
+        drop(kms);
         assert!(daemon.stop().success());
         // And starts again: the record is authentic under its new epoch.
         assert!(site.serve().await.stop().success());
@@ -322,4 +325,51 @@ async fn dead_token_s_keys_are_rescued_from_memory_and_served_from_a_new_one() {
     let arguments = ["--rescue", &file, "--snapshot", &snapshot, "--private", &private, "--dry-run"];
     let report = shown(&recover(&new, &arguments), 0);
     assert_eq!((opens(&report, 0), opens(&report, 1)), ((2, 2), (2, 2)), "{report}");
+}
+
+#[tokio::test]
+async fn recovery_killed_anywhere_can_be_run_again() {
+    let cluster = Cluster::new().await;
+    let (site, snapshot) = (&cluster.site, text(&cluster.snapshot()));
+    for name in ["recover.before-write", "store.half-written", "store.before-rename", "recover.written"] {
+        let _ = fs::remove_dir_all(site.path().join("store"));
+        let mut command = site.command(["recover", "--no-recovery", "--snapshot", &snapshot]);
+        let output = command.env("KEYSTEAD_KILL_AT", name).output().unwrap();
+        assert_eq!(output.status.code(), None, "{name} was never reached: {}", String::from_utf8_lossy(&output.stderr));
+        // Either the store is there and serves, or there is none and the same command makes it.
+        if !site.store_file().exists() {
+            shown(&recover(site, &["--snapshot", &snapshot, "--no-recovery"]), 0);
+        }
+        let daemon = site.serve().await;
+        for (plaintext, encrypted) in &cluster.secrets {
+            assert_eq!(&decrypt(&mut daemon.kms().await, encrypted).await.unwrap(), plaintext, "{name}");
+        }
+        assert!(daemon.stop().success());
+    }
+}
+
+#[tokio::test]
+async fn invented_generation_is_marked_and_can_be_left_out() {
+    let cluster = Cluster::new().await;
+    let (site, private) = (&cluster.site, cluster.private());
+    let public = P256PublicKey::from_pem(&fs::read_to_string(site.path().join("recovery.pub")).unwrap()).unwrap();
+    let invented = format!("ks1.test.9.{}", "cd".repeat(16));
+    let genuine = &cluster.secrets[1].1;
+    let mut old = Annotation::decode(&genuine.annotations[annotation::KEY]).unwrap();
+    old.key_id = invented.parse().unwrap();
+    let mut template = EncryptResponse { key_id: invented.clone(), ..genuine.clone() };
+    template.annotations.insert(annotation::KEY.into(), old.encode().unwrap());
+    cluster.etcd.put_secret("invented", "edge", &forge(&public, &template, true));
+    let snapshot = text(&cluster.snapshot());
+    let arguments = ["--snapshot", snapshot.as_str(), "--private", &private, "--dry-run"];
+    let report = shown(&recover(site, &arguments), 0);
+    assert_eq!(
+        (&report["recovered"][2]["key_id"], &report["recovered"][2]["origin"]),
+        (&json!(invented), &json!("unproven"))
+    );
+    let report = shown(&recover(site, &[&arguments[..], &["--leave-out", &invented]].concat()), 0);
+    assert_eq!(report["recovered"].as_array().unwrap().len(), 2, "{report}");
+    // The living token does not open it at all.
+    let report = shown(&recover(site, &["--snapshot", &snapshot, "--dry-run"]), 1);
+    assert_eq!(report["not_recovered"][0]["key_id"], invented);
 }

@@ -69,8 +69,10 @@ pub enum Loss {
          --trust: {}", list(.0)
     )]
     Contested(Vec<KeyCommitment>),
-    #[error("its number is taken by {0}, which opens more objects")]
+    #[error("its number is taken by {0}, which comes before it")]
     NumberTaken(KeyId),
+    #[error("another key ID of unproven origin has the same number. Name the right one with --trust {}", list(&[*.0]))]
+    NumberContested(KeyCommitment),
 }
 
 fn list(commitments: &[KeyCommitment]) -> String {
