@@ -167,8 +167,9 @@ fn report(outcome: &RecoverOutcome, survey: &Survey) -> Report {
     text.push_str(&table::columns(&["GEN", "OPENS", "ROOT", "ORIGIN", "KEY ID"], &rows));
     if opened.iter().any(|each| each.origin == Origin::Unproven) {
         text.push_str(
-            "\nOrigin unproven: anybody can wrap a key to a public key. That it opens objects proves that they were\n\
-             written under it, not who wrote them. Pass over one that nobody here has made: --leave-out KEY_ID.\n",
+            "\nOrigin unproven: anybody can wrap a key to a public key. That it opens objects\n\
+             proves that they were written under it, not who wrote them. Pass over one that\n\
+             nobody here has made: --leave-out KEY_ID.\n",
         );
     }
     if !lost.is_empty() {
@@ -189,7 +190,7 @@ fn report(outcome: &RecoverOutcome, survey: &Survey) -> Report {
         (survey.passed_over, "objects of key IDs beyond what is kept"),
     ];
     let beside: Vec<String> =
-        beside.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+        beside.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{what} ({count})")).collect();
     if !beside.is_empty() {
         text.push_str(&format!("\nAlso seen: {}.\n", beside.join(", ")));
     }
@@ -207,8 +208,7 @@ fn report(outcome: &RecoverOutcome, survey: &Survey) -> Report {
                 rows.push(("Set aside", path.display().to_string()));
             }
             text.push_str(&format!(
-                "\nThe store is rebuilt.\n{}Next: `keystead serve`, then rewrite every Secret so that it moves to the new \
-                 generation.\n",
+                "\nThe store is rebuilt.\n{}Next: `keystead serve`, then rewrite every Secret so that it moves to the new\ngeneration.\n",
                 table::fields(&rows)
             ));
         }
