@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod custody;
 pub mod failpoint;

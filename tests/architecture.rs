@@ -12,12 +12,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("memory", &[]),
     ("custody", &[]),
     ("store", &["failpoint"]),
+    ("cluster", &[]),
     ("service", &["custody", "store", "memory", "failpoint"]),
     ("rpc", &["service", "custody", "memory"]),
     ("telemetry", &["service", "custody"]),
     ("config", &["custody", "store", "service", "rpc", "telemetry", "process"]),
     ("process", &["config", "custody", "store", "service", "rpc", "telemetry", "memory", "failpoint"]),
-    ("cli", &["config", "process", "service", "custody", "store", "telemetry", "failpoint"]),
+    ("cli", &["config", "process", "service", "custody", "store", "cluster", "telemetry", "failpoint"]),
 ];
 
 /// What no file of the pure core may name.

@@ -12,7 +12,10 @@ mod internal;
 mod key;
 mod kms;
 mod paint;
+mod recover;
+mod recovery;
 mod report;
+mod roots;
 mod serve;
 mod status;
 mod table;
@@ -61,6 +64,14 @@ enum Command {
     /// The generations of the key
     #[command(subcommand)]
     Key(key::Command),
+    /// The roots that open the key's generations
+    #[command(subcommand)]
+    Roots(roots::Command),
+    /// Rebuild the store from an etcd snapshot or a rescue file, and one durable root
+    Recover(recover::Arguments),
+    /// The recovery key, kept offline
+    #[command(subcommand)]
+    Recovery(recovery::Command),
     /// The tokens of the PKCS#11 module
     #[command(subcommand)]
     Token(token::Command),
@@ -108,6 +119,9 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Serve => serve::run(config),
         Command::Status => status::run(config),
         Command::Key(command) => key::run(&command, config, cli.global.output),
+        Command::Roots(command) => roots::run(&command, config),
+        Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
+        Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
         Command::Config(command) => config_check::run(&command, config),
         Command::Kms(arguments) => kms::run(&arguments, config, cli.global.output),
@@ -152,6 +166,14 @@ mod tests {
             "keystead key describe",
             "keystead key describe 3",
             "keystead key rotate --yes",
+            "keystead roots list",
+            "keystead roots rescue --to public.pem --out rescue.txt",
+            "keystead recover --snapshot a.db --no-recovery --replace-store",
+            "keystead recover --snapshot a.db --private p.pem --dry-run --provider edge --skip-hash-check",
+            "keystead recover --rescue rescue.txt --private p.pem --recovery public.pem",
+            "keystead recovery keygen --out private.pem --public-out public.pem",
+            "keystead recovery verify --private private.pem",
+            "keystead recovery drill --private private.pem --in a.json --in b.json",
             "keystead token list",
             "keystead config check",
             "keystead kms status",
@@ -169,6 +191,17 @@ mod tests {
     fn init_without_a_word_on_recovery_is_a_usage_error() {
         assert_eq!(parse("keystead init").unwrap_err().kind(), ErrorKind::MissingRequiredArgument);
         assert_eq!(parse("keystead init --recovery a --no-recovery").unwrap_err().kind(), ErrorKind::ArgumentConflict);
+    }
+
+    #[test]
+    fn recover_without_a_source_or_a_word_on_recovery_is_a_usage_error() {
+        for line in [
+            "keystead recover --no-recovery",
+            "keystead recover --snapshot a",
+            "keystead recover --snapshot a --dry-run --no-recovery",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
     }
 
     #[test]

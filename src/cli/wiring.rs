@@ -4,6 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use keystead_core::hpke_p256::P256PublicKey;
+use keystead_core::recovery::Sighting;
+use keystead_core::recovery_key::RecoveryKey;
+use keystead_core::{GenerationNumber, KeyCommitment};
 
 use super::exit::{Exit, Failure};
 use super::status;
@@ -12,6 +15,7 @@ use crate::custody::contract::TokenSummary;
 use crate::process::once::with_custodian;
 use crate::process::start;
 use crate::service::init::{self, InitError, InitRequest, Initialized};
+use crate::service::recover::{self, Openers, RebuildRequest, Rebuilt, RecoverError, Summary};
 use crate::store::Store;
 
 /// What `init` is asked for.
@@ -99,6 +103,98 @@ fn described(initialized: &Initialized) -> InitOutcome {
         durable_roots: active
             .map(|generation| generation.wraps.iter().map(|wrap| wrap.root_kind.to_string()).collect())
             .unwrap_or_default(),
+    }
+}
+
+/// What `recover` is asked for.
+#[derive(Debug)]
+pub struct RecoverOrder {
+    pub sightings: Vec<Sighting>,
+    pub private: Option<RecoveryKey>,
+    pub trusted: Vec<KeyCommitment>,
+    pub dry_run: bool,
+    /// A public key in PEM; `None` is `--no-recovery`.
+    pub recovery: Option<PathBuf>,
+    pub epoch_seen: u64,
+    pub number_seen: GenerationNumber,
+    pub replace_store: bool,
+}
+
+/// What `recover` found, and the store it wrote.
+#[derive(Debug)]
+pub struct RecoverOutcome {
+    pub findings: Summary,
+    pub dry_run: bool,
+    /// `None` after a dry run, or when nothing opened.
+    pub store: Option<RecoveredStore>,
+}
+
+#[derive(Debug)]
+pub struct RecoveredStore {
+    pub keyring: String,
+    pub key_id: String,
+    pub generation: u64,
+    pub token_label: String,
+    pub token_serial: String,
+    pub durable_roots: Vec<String>,
+    pub set_aside: Option<PathBuf>,
+}
+
+/// Opens what can be opened and, unless it is a dry run, writes the store.
+pub fn recover(order: RecoverOrder, settings: &Settings, source: &Source) -> Result<RecoverOutcome, Failure> {
+    let RecoverOrder { sightings, private, trusted, .. } = order;
+    if order.dry_run && private.is_some() {
+        // Offline: no token is asked for.
+        let openers = Openers { custody: None, private: private.as_ref(), trusted: &trusted };
+        let findings = super::connection::runtime()?.block_on(recover::open(sightings, &openers)).map_err(failed)?;
+        return Ok(RecoverOutcome { findings: findings.summary(), dry_run: true, store: None });
+    }
+    let recovery = order.recovery.as_deref().map(recovery_key).transpose()?;
+    let store = if order.dry_run { None } else { Some(Store::open(&settings.store.path).map_err(failed)?) };
+    if let Some(store) = &store
+        && !store.is_empty()
+        && !order.replace_store
+    {
+        // Before anything is asked of the token.
+        return Err(failed(RecoverError::StoreIsThere));
+    }
+    let request = RebuildRequest {
+        keyring: settings.keyring.clone(),
+        node: settings.node.clone(),
+        recovery,
+        epoch_seen: order.epoch_seen,
+        number_seen: order.number_seen,
+        replace_store: order.replace_store,
+    };
+    let config = start::config_copy(source);
+    let outcome = with_custodian(settings, &config, |custody| async move {
+        let openers = Openers { custody: Some(&custody), private: private.as_ref(), trusted: &trusted };
+        let findings = recover::open(sightings, &openers).await?;
+        let summary = findings.summary();
+        let rebuilt = match &store {
+            Some(store) if !summary.opened.is_empty() => {
+                Some(recover::rebuild(&request, findings, store, &custody).await?)
+            }
+            _ => None,
+        };
+        Ok::<_, RecoverError>((summary, rebuilt))
+    });
+    let (findings, rebuilt) = outcome.map_err(failed)?.map_err(failed)?;
+    Ok(RecoverOutcome { findings, dry_run: order.dry_run, store: rebuilt.map(recovered_store) })
+}
+
+fn recovered_store(rebuilt: Rebuilt) -> RecoveredStore {
+    let active = rebuilt.keyring.active();
+    RecoveredStore {
+        keyring: format!("{} on node {}", rebuilt.keyring.keyring, rebuilt.keyring.node),
+        key_id: active.map(|generation| generation.key_id.to_string()).unwrap_or_default(),
+        generation: active.map_or(0, |generation| generation.number.0),
+        token_label: rebuilt.token.token.label,
+        token_serial: rebuilt.token.token.serial,
+        durable_roots: active
+            .map(|generation| generation.wraps.iter().map(|wrap| wrap.root_kind.to_string()).collect())
+            .unwrap_or_default(),
+        set_aside: rebuilt.set_aside,
     }
 }
 

@@ -15,11 +15,13 @@ use tokio::sync::{Semaphore, watch};
 use zeroize::Zeroizing;
 
 use self::link::Slot;
-use super::contract::{Answer, CustodyError, EpochPurpose, EpochRef, Request, TokenDescription, TokenSummary};
+use super::contract::{
+    Answer, CustodyError, EpochPurpose, EpochRef, GivenKek, Request, TokenDescription, TokenSummary,
+};
 use super::counters::{Counters, OperationCount};
 use super::frames::{self, Reply};
 
-/// Making a key pair may take an HSM many seconds without being a hang: [`Request::NewKek`] has this many deadlines.
+/// Making a key pair may take an HSM many seconds without being a hang: a request that makes one has this many deadlines.
 const KEY_GENERATION_DEADLINES: u32 = 4;
 /// So may opening a token: login, negotiation, on some an RSA trial key. A custodian's first answer has this many.
 const OPENING_DEADLINES: u32 = 4;
@@ -111,7 +113,7 @@ impl CustodyClient {
         let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
         let mut waiting = shared.slot.send(id, frames::encode_request(id, &request))?;
         let deadline = match request {
-            Request::NewKek { .. } => shared.timeout * KEY_GENERATION_DEADLINES,
+            Request::NewKek { .. } | Request::WrapKek { .. } => shared.timeout * KEY_GENERATION_DEADLINES,
             _ if waiting.is_first() => shared.timeout * OPENING_DEADLINES,
             _ => shared.timeout,
         };
@@ -152,6 +154,15 @@ impl CustodyClient {
         let root = (context.root_kind, context.root_id.clone());
         match self.call(Request::NewKek { context }).await? {
             Answer::NewKek { wrap, kek } if (wrap.root_kind, &wrap.root_id) == (root.0, &root.1) => Ok((wrap, kek)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// See [`Request::WrapKek`]. The answer is checked to be of the root that was asked for.
+    pub async fn wrap_kek(&self, context: WrapContext, kek: Arc<Kek>) -> Result<WrappedKek, CustodyError> {
+        let root = (context.root_kind, context.root_id.clone());
+        match self.call(Request::WrapKek { context, kek: GivenKek(kek) }).await? {
+            Answer::Wrapped(wrap) if (wrap.root_kind, &wrap.root_id) == (root.0, &root.1) => Ok(wrap),
             other => Err(unexpected(&other)),
         }
     }

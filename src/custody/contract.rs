@@ -3,6 +3,9 @@
 //! The server process speaks this through [`super::client`], the custodian process answers it through [`super::worker`];
 //! [`super::frames`] carries it between them. Every custodian passes tests/contract.
 
+use std::fmt;
+use std::sync::Arc;
+
 use keystead_core::{Kek, KeyringId, NodeId, RootId, WrapContext, WrappedKek};
 use zeroize::Zeroizing;
 
@@ -33,7 +36,10 @@ pub enum Request {
     /// Makes a new CMK under `context.root_id` and a KEK wrapped by it. The KEK's bytes come from the token's random
     /// source mixed with the kernel's.
     NewKek { context: WrapContext },
-    /// Opens a KEK that [`Request::NewKek`] wrapped.
+    /// Makes a new CMK under `context.root_id` and wraps a KEK by it that came from elsewhere: recovery moves KEKs to a
+    /// token that has never seen them.
+    WrapKek { context: WrapContext, kek: GivenKek },
+    /// Opens a KEK that [`Request::NewKek`] or [`Request::WrapKek`] wrapped.
     Unwrap { context: WrapContext, wrap: Vec<u8> },
     /// Epoch secrets that exist for this keyring and node, ascending.
     ListEpochs { keyring: KeyringId, node: NodeId },
@@ -49,6 +55,24 @@ pub enum Request {
     Probe,
 }
 
+/// A KEK on its way into custody. Shared, not copied; compared by commitment.
+#[derive(Clone)]
+pub struct GivenKek(pub Arc<Kek>);
+
+impl PartialEq for GivenKek {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.commitment() == other.0.commitment()
+    }
+}
+
+impl Eq for GivenKek {}
+
+impl fmt::Debug for GivenKek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// What custody answers.
 #[derive(Debug)]
 pub enum Answer {
@@ -57,6 +81,7 @@ pub enum Answer {
     Cmks(Vec<RootId>),
     NewKek { wrap: WrappedKek, kek: Kek },
     Kek(Kek),
+    Wrapped(WrappedKek),
     Epochs(Vec<u64>),
     EpochKey(Zeroizing<[u8; 32]>),
     Done,

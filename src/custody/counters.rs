@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::contract::{CustodyError, Request};
 use super::frames::Reply;
 
-const REQUESTS: [&str; 11] = [
+const REQUESTS: [&str; 12] = [
     "describe",
     "list_tokens",
     "list_cmks",
@@ -17,6 +17,7 @@ const REQUESTS: [&str; 11] = [
     "destroy_epoch",
     "destroy_cmk",
     "probe",
+    "wrap_kek",
 ];
 
 const OUTCOMES: [&str; 16] = [
@@ -82,6 +83,7 @@ impl From<&Request> for RequestKind {
             Request::DestroyEpoch(_) => 8,
             Request::DestroyCmk { .. } => 9,
             Request::Probe => 10,
+            Request::WrapKek { .. } => 11,
         })
     }
 }

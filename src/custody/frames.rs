@@ -3,13 +3,15 @@
 //! Both sides read what the other one wrote as hostile: the custodian runs a vendor's code, the server talks to clients.
 //! Pure: bytes in, values out. Buffers that may hold key bytes are wiped when dropped.
 
+use std::sync::Arc;
+
 use keystead_core::id::{GenerationNumber, KeyId, KeyringId, RootId};
 use keystead_core::wrap::{MAX_WRAP_LEN, WrappedKek};
 use keystead_core::{Kek, NodeId, WrapContext};
 use zeroize::Zeroizing;
 
 use super::contract::{
-    Answer, CustodyError, EpochPurpose, EpochRef, PinState, Request, TokenDescription, TokenSummary,
+    Answer, CustodyError, EpochPurpose, EpochRef, GivenKek, PinState, Request, TokenDescription, TokenSummary,
 };
 pub use super::fields::FrameError;
 use super::fields::{Reader, Writer};
@@ -70,6 +72,11 @@ pub fn encode_request(id: u64, request: &Request) -> Frame {
             out.bytes(root_id.as_bytes());
         }
         Request::Probe => out.u8(11),
+        Request::WrapKek { context, kek } => {
+            out.u8(12);
+            write_context(&mut out, context);
+            out.raw(kek.0.expose());
+        }
     }
     finish(out)
 }
@@ -99,6 +106,10 @@ pub fn decode_request(body: &[u8]) -> Result<(u64, Request), FrameError> {
         9 => Request::DestroyEpoch(read_epoch(&mut fields)?),
         10 => Request::DestroyCmk { root_id: read_root(&mut fields)? },
         11 => Request::Probe,
+        12 => {
+            let context = read_context(&mut fields)?;
+            Request::WrapKek { context, kek: GivenKek(Arc::new(read_kek(&mut fields)?)) }
+        }
         _ => return Err(FrameError::Malformed("an unknown request")),
     };
     fields.end()?;
@@ -129,10 +140,8 @@ pub fn decode_reply(body: &[u8]) -> Result<(u64, Reply), FrameError> {
             Ok(Answer::Cmks((0..count).map(|_| read_root(&mut fields)).collect::<Result<_, _>>()?))
         }
         4 => {
-            let root_kind = fields.u8()?.into();
-            let root_id = read_root(&mut fields)?;
-            let bytes = fields.bytes(MAX_WRAP_LEN)?.to_vec();
-            Ok(Answer::NewKek { wrap: WrappedKek { root_kind, root_id, bytes }, kek: read_kek(&mut fields)? })
+            let wrap = read_wrap(&mut fields)?;
+            Ok(Answer::NewKek { wrap, kek: read_kek(&mut fields)? })
         }
         5 => Ok(Answer::Kek(read_kek(&mut fields)?)),
         6 => {
@@ -142,6 +151,7 @@ pub fn decode_reply(body: &[u8]) -> Result<(u64, Reply), FrameError> {
         7 => Ok(Answer::EpochKey(Zeroizing::new(*fields.array()?))),
         8 => Ok(Answer::Done),
         9 => Err(read_error(&mut fields)?),
+        10 => Ok(Answer::Wrapped(read_wrap(&mut fields)?)),
         _ => return Err(FrameError::Malformed("an unknown answer")),
     };
     fields.end()?;
@@ -222,6 +232,18 @@ fn read_epoch(fields: &mut Reader<'_>) -> Result<EpochRef, FrameError> {
     })
 }
 
+fn write_wrap(out: &mut Writer, wrap: &WrappedKek) {
+    out.u8(wrap.root_kind.into());
+    out.bytes(wrap.root_id.as_bytes());
+    out.bytes(&wrap.bytes);
+}
+
+fn read_wrap(fields: &mut Reader<'_>) -> Result<WrappedKek, FrameError> {
+    let root_kind = fields.u8()?.into();
+    let root_id = read_root(fields)?;
+    Ok(WrappedKek { root_kind, root_id, bytes: fields.bytes(MAX_WRAP_LEN)?.to_vec() })
+}
+
 fn read_kek(fields: &mut Reader<'_>) -> Result<Kek, FrameError> {
     let mut bytes = Zeroizing::new(*fields.array::<{ Kek::LEN }>()?);
     Ok(Kek::take(&mut bytes))
@@ -257,9 +279,7 @@ fn write_answer(out: &mut Writer, answer: &Answer) {
         }
         Answer::NewKek { wrap, kek } => {
             out.u8(4);
-            out.u8(wrap.root_kind.into());
-            out.bytes(wrap.root_id.as_bytes());
-            out.bytes(&wrap.bytes);
+            write_wrap(out, wrap);
             out.raw(kek.expose());
         }
         Answer::Kek(kek) => {
@@ -276,6 +296,11 @@ fn write_answer(out: &mut Writer, answer: &Answer) {
             out.raw(key.as_slice());
         }
         Answer::Done => out.u8(8),
+        // 9 is an error.
+        Answer::Wrapped(wrap) => {
+            out.u8(10);
+            write_wrap(out, wrap);
+        }
     }
 }
 

@@ -35,6 +35,7 @@ fn requests() -> Vec<Request> {
         Request::DestroyEpoch(epoch()),
         Request::DestroyCmk { root_id: context().root_id },
         Request::Probe,
+        Request::WrapKek { context: context(), kek: GivenKek(Arc::new(Kek::take(&mut [6; 32]))) },
     ]
 }
 
@@ -68,11 +69,12 @@ fn replies() -> Vec<Reply> {
         Ok(Answer::Token(description)),
         Ok(Answer::Tokens(pins.into_iter().map(token).collect())),
         Ok(Answer::Cmks(vec![context().root_id, RootId::new(&[2; 64]).unwrap()])),
-        Ok(Answer::NewKek { wrap, kek: Kek::take(&mut [3; 32]) }),
+        Ok(Answer::NewKek { wrap: wrap.clone(), kek: Kek::take(&mut [3; 32]) }),
         Ok(Answer::Kek(Kek::take(&mut [4; 32]))),
         Ok(Answer::Epochs(vec![1, 2, u64::MAX])),
         Ok(Answer::EpochKey(Zeroizing::new([5; 32]))),
         Ok(Answer::Done),
+        Ok(Answer::Wrapped(wrap)),
         Err(CustodyError::Gone),
         Err(CustodyError::TimedOut),
         Err(CustodyError::Busy),

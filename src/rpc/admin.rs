@@ -8,18 +8,19 @@ use std::time::Instant;
 use futures_util::Stream;
 use keystead_core::RootKind;
 use keystead_core::availability::Availability;
+use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{GenerationState, Keyring};
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse, Root,
-    RotateProgress, RotateRequest, Sandbox,
+    Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse,
+    RescueRequest, RescueResponse, Root, RotateProgress, RotateRequest, Sandbox,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::status_map::rotation_error;
+use super::status_map::{rescue_error, rotation_error};
 use crate::memory;
 use crate::service::keys::Keys;
 use crate::service::lifecycle::{CustodyState, Lifecycle};
@@ -155,6 +156,17 @@ impl Admin for AdminService {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+
+    async fn rescue(&self, request: Request<RescueRequest>) -> Result<Response<RescueResponse>, Status> {
+        let key = P256PublicKey::from_pem(&request.get_ref().recovery_key)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let rescued = self.lifecycle.rescue(&key).map_err(|error| rescue_error(&error))?;
+        Ok(Response::new(RescueResponse {
+            file: rescued.file.to_bytes(),
+            rescued: rescued.file.generations.iter().map(|generation| generation.key_id.to_string()).collect(),
+            not_loaded: rescued.not_loaded.iter().map(ToString::to_string).collect(),
+        }))
+    }
 }
 
 fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Generation {
@@ -176,6 +188,8 @@ fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Gen
         roots: generation.wraps.iter().map(root).collect(),
         encrypts: slot.map_or(0, |slot| slot.encrypts.load(Ordering::Relaxed)),
         decrypts: slot.map_or(0, |slot| slot.decrypts.load(Ordering::Relaxed)),
+        // Retired generations of a recovered store may carry more roots than an annotation holds.
+        annotation: generation.annotation().unwrap_or_default(),
     }
 }
 

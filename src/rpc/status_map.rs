@@ -6,6 +6,7 @@ use tonic::{Code, Status};
 use crate::custody::contract::CustodyError;
 use crate::service::explain::explain;
 use crate::service::keys::ServeError;
+use crate::service::rescue::RescueError;
 use crate::service::rotation::RotationError;
 
 /// A failed KMS request. Messages are the error's own text: safe to log, no key byte, no ciphertext.
@@ -19,6 +20,15 @@ pub fn serve_error(error: &ServeError) -> Status {
         ServeError::Destroyed | ServeError::Envelope(EnvelopeError::NewerFormat(_)) => Code::FailedPrecondition,
         ServeError::Envelope(EnvelopeError::NotAuthentic | EnvelopeError::TooShort) => Code::InvalidArgument,
         ServeError::WrongKey => Code::DataLoss,
+    };
+    Status::new(code, error.to_string())
+}
+
+/// A rescue that gave no file.
+pub fn rescue_error(error: &RescueError) -> Status {
+    let code = match error {
+        RescueError::NothingLoaded(_) => Code::FailedPrecondition,
+        RescueError::NoRandomness => Code::Unavailable,
     };
     Status::new(code, error.to_string())
 }

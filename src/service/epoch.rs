@@ -179,12 +179,17 @@ impl Records {
     }
 
     async fn record_key(&self, number: u64) -> Result<RecordKey, CustodyError> {
-        self.custody.derive_epoch_key(self.epoch(number), EpochPurpose::Record).await.map(RecordKey)
+        record_key(&self.custody, self.epoch(number)).await
     }
 
     fn epoch(&self, number: u64) -> EpochRef {
         EpochRef { keyring: self.keyring.clone(), node: self.node.clone(), number }
     }
+}
+
+/// The key that authenticates records of one epoch.
+pub(super) async fn record_key(custody: &CustodyClient, epoch: EpochRef) -> Result<RecordKey, CustodyError> {
+    custody.derive_epoch_key(epoch, EpochPurpose::Record).await.map(RecordKey)
 }
 
 fn diagnose(claims: &Claims, epochs: &[u64]) -> LoadError {

@@ -39,7 +39,8 @@ pub enum InitError {
     OtherRecovery(KeyringId),
     #[error(
         "the token already holds an epoch secret of this keyring and node, but the store is empty: a store was lost. Put \
-         it back if you have it; `keystead init --abandon-lost-store` starts anew and destroys no key on the token"
+         it back if you have it, or rebuild it from an etcd snapshot with `keystead recover`; `keystead init \
+         --abandon-lost-store` starts anew and destroys no key on the token"
     )]
     LostStore,
     #[error(transparent)]

@@ -68,7 +68,7 @@ type Loading = Shared<BoxFuture<'static, Result<Arc<Loaded>, ServeError>>>;
 /// A generation's keys in memory, on locked pages.
 struct Loaded {
     /// Kept for wrapping to a new root; Encrypt and Decrypt use only `envelope`.
-    _kek: Kek,
+    kek: Kek,
     envelope: EnvelopeKey,
 }
 
@@ -338,6 +338,11 @@ impl Slot {
         *noted = fault;
     }
 
+    /// What `wrap` makes of the KEK, if it is in memory. For wrapping to another root, nothing else.
+    pub(super) fn wrap_loaded<T>(&self, wrap: impl FnOnce(&Kek) -> T) -> Option<T> {
+        self.loaded.load().as_ref().map(|loaded| wrap(&loaded.kek))
+    }
+
     /// Files keys that were just made and compared, so that activating them needs no further unwrap.
     pub fn fill(&self, kek: Kek) {
         self.loaded.store(Some(Arc::new(Loaded::new(kek))));
@@ -348,6 +353,6 @@ impl Loaded {
     fn new(kek: Kek) -> Self {
         let envelope = EnvelopeKey::new(&kek);
         memory::lock_keys(&kek, &envelope);
-        Self { _kek: kek, envelope }
+        Self { kek, envelope }
     }
 }

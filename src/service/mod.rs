@@ -1,4 +1,4 @@
-//! The use cases: serve keys, start from the store, initialise, rotate.
+//! The use cases: serve keys, start from the store, initialise, rotate, rescue, recover.
 //!
 //! [`keys::KeyService`] is the hot path and holds what is served; [`lifecycle::Lifecycle`] changes it, always in the order
 //! persist, publish, reply. Knows custody and store, not gRPC: rpc translates.
@@ -8,5 +8,7 @@ pub mod explain;
 pub mod init;
 pub mod keys;
 pub mod lifecycle;
+pub mod recover;
+pub mod rescue;
 pub mod rotation;
 pub mod watch;

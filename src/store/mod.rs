@@ -97,6 +97,26 @@ impl Store {
         outcome
     }
 
+    /// Moves the record aside under a name that no other file has, and returns that name; `None` if there is no record.
+    /// Nothing is destroyed: a person has asked for a new record in its place.
+    pub fn set_aside(&self, now: u64) -> Result<Option<PathBuf>, StoreError> {
+        let path = self.folder.join(RECORD);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let free =
+            (0..).map(|count| self.folder.join(format!("{RECORD}.aside-{now}-{count}"))).find(|name| !name.exists());
+        // There are more numbers than files.
+        let Some(aside) = free else { return Ok(None) };
+        std::fs::rename(&path, &aside).map_err(|source| StoreError::io("move aside", &path, source))?;
+        Ok(Some(aside))
+    }
+
+    /// Whether there is a record, readable or not.
+    pub fn is_empty(&self) -> bool {
+        !self.folder.join(RECORD).exists()
+    }
+
     fn write_new(&self, new: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         fail::fail_point!("store.before-write", |_| Err(StoreError::io("write", new, rustix::io::Errno::NOSPC.into())));
         // One left by a power cut is of no use; made anew, the file cannot be a link to somewhere else.

@@ -1,8 +1,8 @@
 //! CMKs and the KEKs they wrap: every case with every mechanism.
 
-use keystead::custody::contract::{CustodyError, Request};
+use keystead::custody::contract::{Answer, CustodyError, GivenKek, Request};
 use keystead::custody::settings::MechanismChoice;
-use keystead_core::RootId;
+use keystead_core::{Kek, RootId};
 use rustix::process::Signal;
 
 use crate::KeyCase;
@@ -14,6 +14,7 @@ use crate::support::rig::Rig;
 pub const CASES: &[(&str, KeyCase)] = &[
     ("new_kek_unwraps_to_itself_also_after_a_restart", unwraps_to_itself),
     ("wrap_opens_whatever_the_mechanism_setting_is_now", opens_by_its_own_construction),
+    ("given_kek_is_wrapped_under_a_new_cmk_and_opens_to_itself", given_kek),
     ("cmk_never_leaves_the_token", never_leaves),
     ("damaged_wrap_is_rejected_at_every_byte_and_the_device_is_well", damaged),
     ("wrap_of_another_context_or_root_is_rejected", foreign),
@@ -35,6 +36,33 @@ fn unwraps_to_itself(rig: &Rig, mechanism: MechanismChoice) {
     custody.replace();
     assert_eq!(unwrap(&custody, &context(1), &wrap.bytes).unwrap().expose(), kek.expose());
     assert_eq!(cmks(&custody), [context(1).root_id, context(2).root_id]);
+}
+
+fn given_kek(rig: &Rig, mechanism: MechanismChoice) {
+    let mut custody = Custody::start(rig.settings(mechanism));
+    let kek = Kek::take(&mut [0x5a; 32]);
+    let request = |number| Request::WrapKek {
+        context: context(number),
+        kek: GivenKek(std::sync::Arc::new(Kek::take(&mut [0x5a; 32]))),
+    };
+    let wrap = match custody.ask(request(1)) {
+        Ok(Answer::Wrapped(wrap)) => wrap,
+        other => panic!("not wrapped: {other:?}"),
+    };
+    assert_eq!((wrap.root_kind, &wrap.root_id), (context(1).root_kind, &context(1).root_id));
+    assert_eq!(unwrap(&custody, &context(1), &wrap.bytes).unwrap().expose(), kek.expose());
+    assert!(!wrap.bytes.windows(32).any(|window| window == kek.expose()));
+    // Under another CMK of its own, and not as another generation's.
+    custody.ask(request(2)).unwrap();
+    assert_eq!(cmks(&custody), [context(1).root_id, context(2).root_id]);
+    assert_eq!(refusal(&custody, &context(2), &wrap.bytes), CustodyError::WrapRejected);
+    custody.replace();
+    assert_eq!(unwrap(&custody, &context(1), &wrap.bytes).unwrap().expose(), kek.expose());
+    let mut elsewhere = context(3);
+    elsewhere.root_kind = keystead_core::RootKind::Recovery;
+    let refused = custody
+        .ask(Request::WrapKek { context: elsewhere, kek: GivenKek(std::sync::Arc::new(Kek::take(&mut [1; 32]))) });
+    assert!(matches!(refused, Err(CustodyError::Unsupported { .. })), "{refused:?}");
 }
 
 fn opens_by_its_own_construction(rig: &Rig, mechanism: MechanismChoice) {

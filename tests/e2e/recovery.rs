@@ -69,3 +69,51 @@ fn a_file_that_is_no_p256_public_key_is_refused_before_anything_is_made() {
     site.keystead(["init", "--recovery", "/nonexistent.pem"]).expect_failure(2);
     assert!(!site.store_file().exists());
 }
+
+#[tokio::test]
+async fn keygen_verify_and_drill_prove_the_key_and_refuse_another_one() {
+    let site = Site::bare("");
+    let path = |name: &str| site.path().join(name).to_str().unwrap().to_owned();
+    let keygen = |private: &str, public: &str| {
+        site.keystead(["recovery", "keygen", "--out", &path(private), "--public-out", &path(public)])
+    };
+    let printed = keygen("own.pem", "own.pub").expect_success();
+    assert!(printed.contains("BEGIN PUBLIC KEY") && !printed.contains("PRIVATE KEY-"), "{printed}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path("own.pem")).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let before = std::fs::read(path("own.pem")).unwrap();
+    assert!(keygen("own.pem", "elsewhere.pub").expect_failure(2).contains("not overwritten"));
+    assert_eq!(std::fs::read(path("own.pem")).unwrap(), before);
+    keygen("other.pem", "other.pub").expect_success();
+
+    site.keystead(["init", "--recovery", &path("own.pub")]).expect_success();
+    let daemon = site.serve().await;
+    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.keystead(["recovery", "verify", "--private", &path("own.pem")]).expect_success();
+    let other = site.keystead(["recovery", "verify", "--private", &path("other.pem")]);
+    assert_eq!(other.status.code(), Some(1));
+    let roots = site.keystead(["roots", "list", "--output", "json"]).expect_success();
+    let roots: serde_json::Value = serde_json::from_str(&roots).unwrap();
+    assert_eq!(roots["roots"].as_array().unwrap().len(), 3, "{roots}");
+
+    std::fs::write(path("list.json"), site.keystead(["key", "list", "--output", "json"]).expect_success()).unwrap();
+    std::fs::write(path("seed"), [7; 32]).unwrap();
+    site.keystead(["kms", "encrypt", "--in", &path("seed"), "--out", &path("sample.json")]).expect_success();
+    // From here on there is no daemon, no token and no store.
+    assert!(daemon.stop().success());
+    std::fs::remove_dir_all(site.path().join("token")).unwrap();
+    std::fs::remove_dir_all(site.path().join("store")).unwrap();
+    let drill = |private: &str, files: [&str; 2]| {
+        let (one, two) = (path(files[0]), path(files[1]));
+        site.keystead(["recovery", "drill", "--private", &path(private), "--in", &one, "--in", &two])
+    };
+    let shown = drill("own.pem", ["list.json", "sample.json"]).expect_success();
+    assert!(shown.contains("ciphertext decrypted") && shown.contains("succeeded"), "{shown}");
+    assert_eq!(drill("other.pem", ["list.json", "sample.json"]).status.code(), Some(1));
+    // Somebody changed the ciphertext on the way.
+    let tampered =
+        std::fs::read_to_string(path("sample.json")).unwrap().replacen("\"ciphertext\": \"A", "\"ciphertext\": \"B", 1);
+    std::fs::write(path("tampered.json"), tampered).unwrap();
+    assert_eq!(drill("own.pem", ["list.json", "tampered.json"]).status.code(), Some(1));
+    drill("own.pub", ["list.json", "sample.json"]).expect_failure(2);
+}

@@ -285,12 +285,17 @@ impl Generation {
     }
 
     pub fn wrap_context(&self, keyring: &KeyringId, wrap: &WrappedKek) -> WrapContext {
+        self.context(keyring, wrap.root_kind, &wrap.root_id)
+    }
+
+    /// What a wrap of this generation under one root is bound to.
+    pub fn context(&self, keyring: &KeyringId, root_kind: RootKind, root_id: &RootId) -> WrapContext {
         WrapContext {
             keyring: keyring.clone(),
             generation: self.number,
             key_id: self.key_id.clone(),
-            root_kind: wrap.root_kind,
-            root_id: wrap.root_id.clone(),
+            root_kind,
+            root_id: root_id.clone(),
         }
     }
 

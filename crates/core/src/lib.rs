@@ -16,6 +16,9 @@ pub mod hpke_p256;
 pub mod id;
 pub mod keyring;
 pub mod record;
+pub mod recovery;
+pub mod recovery_key;
+pub mod rescue;
 pub mod secret;
 pub mod wrap;
 

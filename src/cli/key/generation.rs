@@ -1,5 +1,6 @@
 //! One generation as programs read it: the same fields wherever a command shows one.
 
+use base64ct::{Base64, Encoding};
 use keystead_wire::admin::v1::Generation;
 use serde_json::{Value, json};
 
@@ -18,5 +19,7 @@ pub fn json(generation: &Generation) -> Value {
         "roots": generation.roots.iter().map(|root| json!({
             "kind": root.kind, "id": root.id, "construction": root.construction,
         })).collect::<Vec<_>>(),
+        // Everything that recovery needs of this generation; `keystead recovery drill` reads it.
+        "annotation": Base64::encode_string(&generation.annotation),
     })
 }

@@ -40,19 +40,19 @@ pub fn run(command: &Command, config: Option<&Path>, format: Format) -> Result<R
 }
 
 /// The daemon's admin service.
-struct Daemon {
-    connection: Connection,
-    admin: AdminClient<Channel>,
+pub(super) struct Daemon {
+    pub(super) connection: Connection,
+    pub(super) admin: AdminClient<Channel>,
 }
 
 impl Daemon {
-    async fn open(socket: &Path) -> Result<Self, Failure> {
+    pub(super) async fn open(socket: &Path) -> Result<Self, Failure> {
         let connection = Connection::open(socket).await?;
         let admin = AdminClient::new(connection.channel.clone());
         Ok(Self { connection, admin })
     }
 
-    async fn generations(&mut self) -> Result<Vec<Generation>, Failure> {
+    pub(super) async fn generations(&mut self) -> Result<Vec<Generation>, Failure> {
         let answer = self.admin.list_generations(ListGenerationsRequest {});
         Ok(self.connection.answer(answer).await?.generations)
     }

@@ -5,7 +5,8 @@ use std::pin::Pin;
 use futures_util::Stream;
 use keystead_wire::admin::v1::admin_server::{Admin, AdminServer};
 use keystead_wire::admin::v1::{
-    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, Root, RotateProgress, RotateRequest,
+    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, RescueRequest, RescueResponse, Root, RotateProgress,
+    RotateRequest,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -40,6 +41,7 @@ fn generation(number: u64, state: &str) -> Generation {
         roots: vec![Root { kind: "pkcs11".into(), id: "0a".into(), construction: "aes-gcm".into() }],
         encrypts: 1,
         decrypts: 2,
+        annotation: Vec::new(),
     }
 }
 
@@ -70,6 +72,11 @@ impl Admin for Fake {
             Ok(RotateProgress { step: step.into(), generation })
         });
         Ok(Response::new(Box::pin(tokio_stream::iter(steps))))
+    }
+
+    async fn rescue(&self, _: Request<RescueRequest>) -> Result<Response<RescueResponse>, Status> {
+        self.admitted()?;
+        Ok(Response::new(RescueResponse::default()))
     }
 }
 

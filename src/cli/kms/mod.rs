@@ -7,7 +7,7 @@ mod bench;
 mod decrypt;
 mod document;
 mod encrypt;
-mod files;
+pub(super) mod files;
 mod status;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,8 @@
 //! Each request of the contract as what it does on one session.
 
+use std::borrow::Borrow;
+use std::sync::Arc;
+
 use keystead_core::id::RootKind;
 use keystead_core::wrap::{Construction, WrapError};
 use keystead_core::{Kek, RootId, WrapContext, WrappedKek};
@@ -17,6 +20,9 @@ pub(super) fn perform(token: &Token, session: &mut Session, request: &Request) -
     match request {
         Request::ListCmks => cmk::list(session).map(Answer::Cmks),
         Request::NewKek { context } => new_kek(token, session, context),
+        Request::WrapKek { context, kek } => {
+            under_new_cmk(token, session, context, |_| Ok(Arc::clone(&kek.0))).map(|(wrap, _)| Answer::Wrapped(wrap))
+        }
         Request::Unwrap { context, wrap } => unwrap(session, context, wrap).map(Answer::Kek),
         Request::ListEpochs { keyring, node } => epoch::list(session, keyring, node).map(Answer::Epochs),
         Request::CreateEpoch(name) => {
@@ -39,14 +45,29 @@ pub(super) fn perform(token: &Token, session: &mut Session, request: &Request) -
 /// The CMK that a request is about, for the canary.
 pub(super) fn root(request: &Request) -> Option<&RootId> {
     match request {
-        Request::NewKek { context } | Request::Unwrap { context, .. } => Some(&context.root_id),
+        Request::NewKek { context } | Request::WrapKek { context, .. } | Request::Unwrap { context, .. } => {
+            Some(&context.root_id)
+        }
         _ => None,
     }
 }
 
+fn new_kek(token: &Token, session: &mut Session, context: &WrapContext) -> Result<Answer, Failure> {
+    let draw = |session: &Session| Ok(Kek::take(&mut *random::mixed(session)?));
+    let (wrap, kek) = under_new_cmk(token, session, context, draw)?;
+    Ok(Answer::NewKek { wrap, kek })
+}
+
+/// Makes a CMK and wraps the KEK that `kek` gives by it.
+///
 /// A CMK that is there already, because the answer to a first try was lost, is used: destroying it could be the end of
 /// what somebody has persisted meanwhile.
-fn new_kek(token: &Token, session: &mut Session, context: &WrapContext) -> Result<Answer, Failure> {
+fn under_new_cmk<K: Borrow<Kek>>(
+    token: &Token,
+    session: &mut Session,
+    context: &WrapContext,
+    kek: impl FnOnce(&Session) -> Result<K, Failure>,
+) -> Result<(WrappedKek, K), Failure> {
     if context.root_kind != RootKind::Pkcs11 || epoch::is_epoch_id(context.root_id.as_bytes()) {
         return Err(Failure::unsupported(format!("roots of kind {}, or of this ID", context.root_kind)));
     }
@@ -64,7 +85,7 @@ fn new_kek(token: &Token, session: &mut Session, context: &WrapContext) -> Resul
             (cmk, true)
         }
     };
-    let wrapped = wrap_new(session, &cmk, mechanism, context);
+    let wrapped = kek(session).and_then(|kek| Ok((wrap_proven(session, &cmk, mechanism, context, kek.borrow())?, kek)));
     if wrapped.is_err() && made {
         // The error at hand says more than that its remains could not be removed.
         let _ = cmk::destroy(session, &context.root_id);
@@ -72,15 +93,19 @@ fn new_kek(token: &Token, session: &mut Session, context: &WrapContext) -> Resul
     wrapped
 }
 
-fn wrap_new(session: &Session, cmk: &Cmk, mechanism: cmk::Mechanism, context: &WrapContext) -> Result<Answer, Failure> {
-    let kek = Kek::take(&mut *random::mixed(session)?);
-    let wrap = cmk.seal(session, mechanism, context, &kek)?;
+fn wrap_proven(
+    session: &Session,
+    cmk: &Cmk,
+    mechanism: cmk::Mechanism,
+    context: &WrapContext,
+    kek: &Kek,
+) -> Result<WrappedKek, Failure> {
+    let wrap = cmk.seal(session, mechanism, context, kek)?;
     // Opened once before anything depends on it.
     if cmk.open(session, context, &wrap)?.commitment() != kek.commitment() {
         return Err(Failure::device("the token opened a new wrap to another key"));
     }
-    let wrap = WrappedKek { root_kind: context.root_kind, root_id: context.root_id.clone(), bytes: wrap.to_bytes() };
-    Ok(Answer::NewKek { wrap, kek })
+    Ok(WrappedKek { root_kind: context.root_kind, root_id: context.root_id.clone(), bytes: wrap.to_bytes() })
 }
 
 fn unwrap(session: &mut Session, context: &WrapContext, wrap: &[u8]) -> Result<Kek, Failure> {
