@@ -1,7 +1,8 @@
 //! A read-only walk through a bbolt file, the format of etcd's database: pages, a B+tree of buckets, keys in order.
 //!
-//! Ours because no well-kept crate only reads: the ports write as well, map the file and trust its pages. Here each page is
-//! visited once at most, every offset and length is checked, and no more than one page is in memory a level.
+//! Ours because the crates found do another job: bbolt-rs is a whole database that writes, bolt-lite a 0.1 made for small
+//! files held in memory. Here each page is visited once at most, every offset and length is checked, and a page is let go
+//! before those below it are read.
 //!
 //! Source: go.etcd.io/bbolt, `internal/common` (page, meta, bucket). All numbers are little-endian, as on every machine etcd
 //! supports.
