@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::contract::{CustodyError, Request};
 use super::frames::Reply;
 
-const REQUESTS: [&str; 11] = [
+const REQUESTS: [&str; 12] = [
     "describe",
     "list_tokens",
     "list_cmks",
@@ -17,9 +17,10 @@ const REQUESTS: [&str; 11] = [
     "destroy_epoch",
     "destroy_cmk",
     "probe",
+    "reopen",
 ];
 
-const OUTCOMES: [&str; 16] = [
+const OUTCOMES: [&str; 19] = [
     "ok",
     "gone",
     "timed_out",
@@ -36,6 +37,9 @@ const OUTCOMES: [&str; 16] = [
     "epoch_missing",
     "wrap_rejected",
     "device",
+    "token_replaced",
+    "token_reinitialized",
+    "token_older",
 ];
 
 /// One line of the metric "custody operations".
@@ -82,6 +86,7 @@ impl From<&Request> for RequestKind {
             Request::DestroyEpoch(_) => 8,
             Request::DestroyCmk { .. } => 9,
             Request::Probe => 10,
+            Request::Reopen => 11,
         })
     }
 }
@@ -105,6 +110,9 @@ fn outcome(reply: &Reply) -> usize {
             CustodyError::EpochMissing { .. } => 13,
             CustodyError::WrapRejected => 14,
             CustodyError::Device { .. } => 15,
+            CustodyError::TokenReplaced { .. } => 16,
+            CustodyError::TokenReinitialized { .. } => 17,
+            CustodyError::TokenOlder { .. } => 18,
         },
     }
 }

@@ -35,6 +35,7 @@ fn requests() -> Vec<Request> {
         Request::DestroyEpoch(epoch()),
         Request::DestroyCmk { root_id: context().root_id },
         Request::Probe,
+        Request::Reopen,
     ]
 }
 
@@ -58,6 +59,7 @@ fn replies() -> Vec<Reply> {
         mechanism: "aes-gcm (IV by caller)".into(),
         authentication: "sha256-hmac".into(),
         sessions: 2,
+        openings: 3,
         device_operations: 77,
     };
     let pins = [PinState::FinalTry, PinState::CountLow, PinState::Locked, PinState::NotSet];

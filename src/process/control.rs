@@ -32,6 +32,8 @@ pub enum Report {
     Ready,
     /// The custodian that came with this number of restarts does not answer: replace it.
     CustodianHung { restarts: u32 },
+    /// An admin wants the custodian replaced, whichever it is: it ends by itself, as its connection is closed.
+    ReplaceCustodian,
     /// One line for the service manager.
     Status(String),
 }

@@ -12,8 +12,8 @@ use keystead_core::keyring::{GenerationState, Keyring};
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse, Root,
-    RotateProgress, RotateRequest, Sandbox,
+    Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse,
+    RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -143,6 +143,18 @@ impl Admin for AdminService {
             let _ = sender.send(last).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn restart_custodian(
+        &self,
+        _request: Request<RestartCustodianRequest>,
+    ) -> Result<Response<RestartCustodianResponse>, Status> {
+        let lifecycle = self.lifecycle.clone();
+        // A task of its own: a client that hangs up leaves no custodian half replaced.
+        let state = tokio::spawn(async move { lifecycle.restart_custodian().await })
+            .await
+            .map_err(|_| Status::internal("the restart was broken off"))?;
+        Ok(Response::new(RestartCustodianResponse { custody: Some(self.custody(state)) }))
     }
 }
 

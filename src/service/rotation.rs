@@ -54,6 +54,10 @@ impl Lifecycle {
     /// [`RotationError`]; the generation before goes on serving, and what was begun is resumed or rolled back.
     pub async fn rotate(&self, progress: impl Fn(RotationStep)) -> Result<Generation, RotationError> {
         let _turn = self.turn.lock().await;
+        if self.keys.serving().availability == keystead_core::availability::Availability::Online {
+            // A token that went away or was swapped since the last look is no token to make keys on.
+            self.probe().await;
+        }
         let serving = self.keys.serving();
         let online = serving.availability == keystead_core::availability::Availability::Online;
         let Some(mut keyring) = self.keyring().filter(|_| online) else {
@@ -145,7 +149,7 @@ impl Lifecycle {
     }
 
     /// After a failed rotation the store says what holds; what is in memory may be behind it.
-    async fn reload_after_failure(&self) {
+    pub(super) async fn reload_after_failure(&self) {
         let settings = &self.settings;
         match epoch::load(&self.store, &self.custody, &settings.keyring, &settings.node).await {
             Ok(mut keyring) => {

@@ -1,5 +1,6 @@
 //! The real daemon on a real SoftHSM token, as its users meet it. Each test has its own folder, token and sockets.
 
+mod boot;
 mod clients;
 mod configs;
 mod crash;
@@ -7,14 +8,17 @@ mod custodian;
 mod daemon;
 mod disk;
 mod grpcio;
+mod hotswap;
 mod input;
 mod kms;
+mod load;
 mod logs;
 mod memory;
 mod misconfigured;
 mod quickstart;
 mod recovery;
 mod rotation;
+mod shim;
 mod sockets;
 mod stale;
 mod token;

@@ -5,7 +5,8 @@ use std::pin::Pin;
 use futures_util::Stream;
 use keystead_wire::admin::v1::admin_server::{Admin, AdminServer};
 use keystead_wire::admin::v1::{
-    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, Root, RotateProgress, RotateRequest,
+    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, RestartCustodianRequest, RestartCustodianResponse,
+    Root, RotateProgress, RotateRequest,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -70,6 +71,14 @@ impl Admin for Fake {
             Ok(RotateProgress { step: step.into(), generation })
         });
         Ok(Response::new(Box::pin(tokio_stream::iter(steps))))
+    }
+
+    async fn restart_custodian(
+        &self,
+        _: Request<RestartCustodianRequest>,
+    ) -> Result<Response<RestartCustodianResponse>, Status> {
+        self.admitted()?;
+        Ok(Response::new(RestartCustodianResponse::default()))
     }
 }
 

@@ -15,6 +15,7 @@ const NEW_CUSTODIAN: u8 = b'C';
 const DRAIN: u8 = b'D';
 const READY: u8 = b'R';
 const CUSTODIAN_HUNG: u8 = b'H';
+const REPLACE_CUSTODIAN: u8 = b'P';
 const STATUS: u8 = b'S';
 
 /// Longer ones are cut.
@@ -43,6 +44,7 @@ pub(super) fn encode_report(report: &Report) -> Vec<u8> {
     match report {
         Report::Ready => vec![READY],
         Report::CustodianHung { restarts } => [&[CUSTODIAN_HUNG][..], &restarts.to_be_bytes()].concat(),
+        Report::ReplaceCustodian => vec![REPLACE_CUSTODIAN],
         Report::Status(text) => {
             let end = text.floor_char_boundary(MOST_STATUS_BYTES);
             [&[STATUS], &text.as_bytes()[..end]].concat()
@@ -54,6 +56,7 @@ pub(super) fn decode_report(bytes: &[u8]) -> io::Result<Report> {
     match bytes.split_first() {
         Some((&READY, [])) => Ok(Report::Ready),
         Some((&CUSTODIAN_HUNG, restarts)) => Ok(Report::CustodianHung { restarts: number(restarts)? }),
+        Some((&REPLACE_CUSTODIAN, [])) => Ok(Report::ReplaceCustodian),
         Some((&STATUS, text)) => {
             let text = std::str::from_utf8(text).map_err(|_| malformed())?;
             Ok(Report::Status(text.to_owned()))
