@@ -33,13 +33,11 @@ pub fn keys_locked() -> bool {
     ALL_LOCKED.load(Ordering::Relaxed)
 }
 
-/// Unmaps this program's code, which comes back page by page as it runs. Most of it was read for the command line and
-/// the configuration and would stay resident for ever in processes that then do next to nothing.
+/// Unmaps the code of this program and its libraries, which comes back page by page as it runs. Most of it was read for
+/// the command line and the configuration and would stay resident for ever in processes that then do next to nothing.
 pub fn release_startup_code() {
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
-    let Ok(program) = std::fs::read_link("/proc/self/exe") else { return };
-    let program = program.to_string_lossy();
-    for line in maps.lines().filter(|line| line.ends_with(&*program) && line.contains(" r-xp ")) {
+    for line in maps.lines().filter(|line| line.contains(" r-xp ") && line.contains(" /")) {
         let Some((start, end)) = line.split(' ').next().and_then(|range| range.split_once('-')) else { continue };
         let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16)) else { continue };
         let address = std::ptr::with_exposed_provenance_mut(start);

@@ -56,9 +56,9 @@ pub fn init(order: &InitOrder, settings: &Settings, source: &Source) -> Result<I
     let config = start::config_copy(source);
     let outcome = with_custodian(settings, &config, |custody| async move {
         if order.if_needed {
-            init::init_if_needed(request, &store, &custody).await
+            init::init_if_needed(request, store, &custody).await
         } else {
-            init::init(request, &store, &custody).await
+            init::init(request, store, &custody).await
         }
     });
     let initialized = outcome.map_err(failed)?.map_err(|error: InitError| failed(error))?;

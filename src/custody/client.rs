@@ -21,6 +21,8 @@ use super::frames::{self, Reply};
 
 /// Making a key pair may take an HSM many seconds without being a hang: [`Request::NewKek`] has this many deadlines.
 const KEY_GENERATION_DEADLINES: u32 = 4;
+/// So may opening a token: login, negotiation, on some an RSA trial key. A custodian's first answer has this many.
+const OPENING_DEADLINES: u32 = 4;
 
 /// The one before gets seconds to end in good order, then the next has to start.
 const REPLACED_WITHIN: Duration = Duration::from_secs(10);
@@ -136,17 +138,20 @@ impl CustodyClient {
     async fn exchange(&self, request: Request) -> Reply {
         let shared = &*self.shared;
         let _permit = shared.permits.try_acquire().map_err(|_| CustodyError::Busy)?;
-        let deadline = match request {
-            Request::NewKek { .. } => shared.timeout * KEY_GENERATION_DEADLINES,
-            _ => shared.timeout,
-        };
         let started = tokio::time::Instant::now();
         if shared.slot.is_expecting() {
             let mut attached = shared.slot.attached.subscribe();
-            let _ = tokio::time::timeout(deadline, attached.wait_for(|_| !shared.slot.is_expecting())).await;
+            let _ = tokio::time::timeout(shared.timeout, attached.wait_for(|_| !shared.slot.is_expecting())).await;
         }
         let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
         let mut waiting = shared.slot.send(id, frames::encode_request(id, &request))?;
+        let deadline = match request {
+            Request::NewKek { .. } => shared.timeout * KEY_GENERATION_DEADLINES,
+            // Opens the token as a first one does.
+            Request::Reopen => shared.timeout * OPENING_DEADLINES,
+            _ if waiting.is_first() => shared.timeout * OPENING_DEADLINES,
+            _ => shared.timeout,
+        };
         match tokio::time::timeout_at(started + deadline, waiting.reply()).await {
             Ok(reply) => reply,
             Err(_) => {

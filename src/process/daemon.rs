@@ -47,7 +47,7 @@ pub async fn run(
     lockdown: LockdownReport,
 ) -> std::io::Result<()> {
     let custody = CustodyClient::new(settings.custody.timeout, settings.custody.queue);
-    let keys = Arc::new(KeyService::new(custody.clone()));
+    let keys = Arc::new(KeyService::new(custody.clone(), settings.custody.sessions));
     let key_settings = KeySettings {
         keyring: settings.keyring,
         node: settings.node,
@@ -85,7 +85,14 @@ pub async fn run(
 
     let reporter = control.reporter();
     let changed = Arc::new(Notify::new());
-    tokio::spawn(watch_custody(lifecycle.clone(), changed.clone()));
+    let watched = (lifecycle.clone(), changed.clone());
+    tokio::spawn(async move {
+        // The keys in memory may be the last copy: a fault of the watch must end neither them nor itself.
+        while let Err(error) = tokio::spawn(watch_custody(watched.0.clone(), watched.1.clone())).await {
+            tracing::error!(%error, "the watch over custody failed and is started anew");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
     tokio::spawn(follow_disconnects(custody.clone(), changed.clone()));
     tokio::spawn(follow_replacements(custody.clone(), reporter.clone()));
     let counted = restarts.clone();

@@ -101,6 +101,17 @@ impl Admin for AdminService {
                 status.durable_roots = active.wraps.iter().map(|wrap| wrap.root_kind.to_string()).collect();
             }
             status.warnings = warnings(keyring, &status);
+            let faults = keys.slots().filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
+            status.warnings.extend(
+                faults.map(|(number, fault)| format!("generation {number} cannot be opened by custody: {fault}")),
+            );
+            if self.lifecycle.is_in_debt() {
+                status.warnings.push(
+                    "a change of the key is not settled yet (the log says why): do not put older files back into the store, and \
+                     do not restart if it can wait"
+                        .into(),
+                );
+            }
         }
         Ok(Response::new(status))
     }

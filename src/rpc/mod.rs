@@ -1,6 +1,7 @@
 //! gRPC on unix sockets: the KMS v2 plugin service and the admin service.
 
 pub mod admin;
+mod authority;
 pub mod connection;
 pub mod incoming;
 pub mod kms_v2;

@@ -22,6 +22,7 @@ use tonic::Status;
 use tonic::transport::server::Connected;
 use tower::Service;
 
+use super::authority::WithoutAuthority;
 use super::connection::Connection;
 
 /// Streams that one connection may have open; kube-apiserver uses a handful.
@@ -103,7 +104,7 @@ where
             .max_concurrent_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .serve_connection(TokioIo::new(io), service)
+            .serve_connection(TokioIo::new(WithoutAuthority::new(io)), service)
     );
     let ended = |outcome: hyper::Result<()>| {
         if let Err(error) = outcome {

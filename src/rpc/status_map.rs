@@ -3,6 +3,7 @@
 use keystead_core::envelope::EnvelopeError;
 use tonic::{Code, Status};
 
+use crate::custody::contract::CustodyError;
 use crate::service::explain::explain;
 use crate::service::keys::ServeError;
 use crate::service::rotation::RotationError;
@@ -10,6 +11,8 @@ use crate::service::rotation::RotationError;
 /// A failed KMS request. Messages are the error's own text: safe to log, no key byte, no ciphertext.
 pub fn serve_error(error: &ServeError) -> Status {
     let code = match error {
+        // The token answers, and says that it will never open this one.
+        ServeError::Custody(CustodyError::CmkMissing { .. } | CustodyError::WrapRejected) => Code::FailedPrecondition,
         ServeError::Sealed(_) | ServeError::Custody(_) | ServeError::NoRandomness => Code::Unavailable,
         ServeError::MalformedKeyId => Code::InvalidArgument,
         ServeError::UnknownKeyId => Code::NotFound,

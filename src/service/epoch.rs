@@ -3,6 +3,8 @@
 //! A roll creates E_n+1 in custody, writes the record under it, syncs, and destroys E_n. While both exist (a power cut),
 //! whichever authenticates the record wins and the roll is finished.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use hmac::{Hmac, KeyInit, Mac};
 use keystead_core::keyring::Keyring;
 use keystead_core::record::{self, Authenticator, Claims, RecordError};
@@ -10,6 +12,7 @@ use keystead_core::{KeyringId, NodeId};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use super::explain::explain;
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, EpochPurpose, EpochRef};
 use crate::store::{Store, StoreError};
@@ -63,36 +66,125 @@ impl LoadError {
     }
 }
 
-/// Reads the record, believes it if an epoch secret of this keyring and node authenticates it, and finishes a roll
-/// that was cut off.
-pub async fn load(
-    store: &Store,
-    custody: &CustodyClient,
-    keyring: &KeyringId,
-    node: &NodeId,
-) -> Result<Keyring, LoadError> {
-    let record = store.load()?.ok_or(LoadError::NotInitialized)?;
-    let claims = record.claims();
-    if claims.keyring != *keyring {
-        return Err(LoadError::ForeignKeyring { found: claims.keyring.clone(), own: keyring.clone() });
+/// The store's record under the epoch secrets of one keyring and node. Every change goes in by value and comes back only
+/// when it is durable, so that nothing can be published that is not.
+pub struct Records {
+    store: Store,
+    custody: CustodyClient,
+    keyring: KeyringId,
+    node: NodeId,
+    /// An epoch secret besides the one in force is still on the token: while it is, an older record could come back.
+    in_debt: AtomicBool,
+}
+
+impl Records {
+    pub fn new(store: Store, custody: CustodyClient, keyring: KeyringId, node: NodeId) -> Self {
+        Self { store, custody, keyring, node, in_debt: AtomicBool::new(false) }
     }
-    if claims.node != *node {
-        return Err(LoadError::ForeignNode { found: claims.node.clone(), own: node.clone() });
+
+    /// What the record in the store says of itself, if there is one.
+    pub fn claims(&self) -> Result<Option<Claims>, StoreError> {
+        Ok(self.store.load()?.map(|record| record.claims().clone()))
     }
-    let epochs = custody.list_epochs(keyring.clone(), node.clone()).await?;
-    for &number in epochs.iter().rev() {
-        let key = record_key(custody, keyring, node, number).await?;
-        match record.verify(&key) {
-            Ok(authentic) if authentic.epoch == number => {
-                destroy_others(custody, &authentic, &epochs).await;
-                return Ok(authentic);
+
+    /// Reads the record, believes it if an epoch secret of this keyring and node authenticates it, and finishes a roll
+    /// that was cut off.
+    pub async fn load(&self) -> Result<Keyring, LoadError> {
+        let record = self.store.load()?.ok_or(LoadError::NotInitialized)?;
+        let claims = record.claims();
+        if claims.keyring != self.keyring {
+            return Err(LoadError::ForeignKeyring { found: claims.keyring.clone(), own: self.keyring.clone() });
+        }
+        if claims.node != self.node {
+            return Err(LoadError::ForeignNode { found: claims.node.clone(), own: self.node.clone() });
+        }
+        let epochs = self.list_epochs().await?;
+        for &number in epochs.iter().rev() {
+            match record.verify(&self.record_key(number).await?) {
+                Ok(authentic) if authentic.epoch == number => {
+                    self.in_debt.store(epochs.len() > 1, Ordering::Relaxed);
+                    self.settle_debt(&authentic).await;
+                    return Ok(authentic);
+                }
+                Ok(_) => return Err(LoadError::NotAuthentic),
+                Err(RecordError::NotAuthentic) => {}
+                Err(other) => return Err(other.into()),
             }
-            Ok(_) => return Err(LoadError::NotAuthentic),
-            Err(RecordError::NotAuthentic) => {}
-            Err(other) => return Err(other.into()),
+        }
+        Err(diagnose(claims, &epochs))
+    }
+
+    /// Writes `next` within its epoch, as the revision after its own.
+    pub async fn persist(&self, mut next: Keyring) -> Result<Keyring, LoadError> {
+        let expected = (next.revision > 0).then_some(next.revision);
+        next.revision += 1;
+        let key = self.record_key(next.epoch).await?;
+        self.store.replace(expected, &record::encode(&next, &key))?;
+        Ok(next)
+    }
+
+    /// Writes `next` under a new epoch and makes every earlier record worthless.
+    ///
+    /// # Errors
+    /// With any error the old and the new epoch secret both remain and the store decides at the next [`Self::load`] which
+    /// holds: a failed sync does not tell whether the new record is on disk.
+    pub async fn roll(&self, mut next: Keyring) -> Result<Keyring, LoadError> {
+        next.epoch += 1;
+        self.create_epoch(next.epoch).await?;
+        fail::fail_point!("epoch.created");
+        self.in_debt.store(true, Ordering::Relaxed);
+        let next = self.persist(next).await?;
+        fail::fail_point!("epoch.record-written");
+        self.settle_debt(&next).await;
+        fail::fail_point!("epoch.old-destroyed");
+        Ok(next)
+    }
+
+    pub fn in_debt(&self) -> bool {
+        self.in_debt.load(Ordering::Relaxed)
+    }
+
+    /// Destroys every epoch secret but the one in force, which `keyring`'s record is written under. What cannot be done
+    /// now stays a debt.
+    pub async fn settle_debt(&self, keyring: &Keyring) {
+        if !self.in_debt() {
+            return;
+        }
+        match self.destroy_others(keyring).await {
+            Ok(()) => self.in_debt.store(false, Ordering::Relaxed),
+            Err(error) => tracing::warn!(error = explain(&error), "an old epoch secret is still on the token"),
         }
     }
-    Err(diagnose(claims, &epochs))
+
+    async fn destroy_others(&self, keyring: &Keyring) -> Result<(), LoadError> {
+        // The record that is believed may so far be in the page cache only; without it, its predecessor is needed.
+        self.store.sync()?;
+        for number in self.list_epochs().await?.into_iter().filter(|&number| number != keyring.epoch) {
+            self.custody.destroy_epoch(self.epoch(number)).await?;
+            tracing::info!(epoch = number, "old epoch secret destroyed");
+        }
+        Ok(())
+    }
+
+    pub(super) async fn list_epochs(&self) -> Result<Vec<u64>, CustodyError> {
+        self.custody.list_epochs(self.keyring.clone(), self.node.clone()).await
+    }
+
+    pub(super) async fn create_epoch(&self, number: u64) -> Result<(), CustodyError> {
+        self.custody.create_epoch(self.epoch(number)).await
+    }
+
+    pub(super) async fn destroy_epoch(&self, number: u64) -> Result<(), CustodyError> {
+        self.custody.destroy_epoch(self.epoch(number)).await
+    }
+
+    async fn record_key(&self, number: u64) -> Result<RecordKey, CustodyError> {
+        self.custody.derive_epoch_key(self.epoch(number), EpochPurpose::Record).await.map(RecordKey)
+    }
+
+    fn epoch(&self, number: u64) -> EpochRef {
+        EpochRef { keyring: self.keyring.clone(), node: self.node.clone(), number }
+    }
 }
 
 fn diagnose(claims: &Claims, epochs: &[u64]) -> LoadError {
@@ -104,63 +196,4 @@ fn diagnose(claims: &Claims, epochs: &[u64]) -> LoadError {
         },
         _ => LoadError::NoEpochSecret,
     }
-}
-
-/// Finishes a roll. A secret that cannot be destroyed now is tried again at the next load.
-async fn destroy_others(custody: &CustodyClient, keyring: &Keyring, epochs: &[u64]) {
-    for &number in epochs.iter().filter(|&&number| number != keyring.epoch) {
-        let epoch = epoch_ref(&keyring.keyring, &keyring.node, number);
-        match custody.destroy_epoch(epoch).await {
-            Ok(()) => tracing::info!(epoch = number, "finished an epoch roll that was cut off"),
-            Err(error) => tracing::warn!(epoch = number, %error, "an old epoch secret is still on the token"),
-        }
-    }
-}
-
-/// Writes `keyring` as it is, within its epoch, as the revision after `expected`.
-pub async fn persist(
-    store: &Store,
-    custody: &CustodyClient,
-    expected: Option<u64>,
-    keyring: &mut Keyring,
-) -> Result<(), LoadError> {
-    keyring.revision = expected.map_or(1, |revision| revision + 1);
-    let key = record_key(custody, &keyring.keyring, &keyring.node, keyring.epoch).await?;
-    store.replace(expected, &record::encode(keyring, &key))?;
-    Ok(())
-}
-
-/// Writes `keyring` under a new epoch and makes every earlier record worthless.
-///
-/// # Errors
-/// With any error the old and the new epoch secret both remain and the store decides at the next [`load`] which
-/// holds: a failed sync does not tell whether the new record is on disk.
-pub async fn roll(
-    store: &Store,
-    custody: &CustodyClient,
-    expected: Option<u64>,
-    keyring: &mut Keyring,
-) -> Result<(), LoadError> {
-    let old = keyring.epoch;
-    keyring.epoch = old + 1;
-    custody.create_epoch(epoch_ref(&keyring.keyring, &keyring.node, keyring.epoch)).await?;
-    fail::fail_point!("epoch.created");
-    persist(store, custody, expected, keyring).await?;
-    fail::fail_point!("epoch.record-written");
-    destroy_others(custody, keyring, &[old]).await;
-    fail::fail_point!("epoch.old-destroyed");
-    Ok(())
-}
-
-async fn record_key(
-    custody: &CustodyClient,
-    keyring: &KeyringId,
-    node: &NodeId,
-    number: u64,
-) -> Result<RecordKey, CustodyError> {
-    custody.derive_epoch_key(epoch_ref(keyring, node, number), EpochPurpose::Record).await.map(RecordKey)
-}
-
-fn epoch_ref(keyring: &KeyringId, node: &NodeId, number: u64) -> EpochRef {
-    EpochRef { keyring: keyring.clone(), node: node.clone(), number }
 }

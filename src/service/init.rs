@@ -4,10 +4,10 @@ use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{Keyring, RecoveryRoot, TokenIdentity};
 use keystead_core::{GenerationNumber, KeyringId, NodeId};
 
-use super::epoch::{self, LoadError};
+use super::epoch::{LoadError, Records};
 use super::rotation::{RotationError, make_generation, random, unix_now};
 use crate::custody::client::CustodyClient;
-use crate::custody::contract::{CustodyError, EpochRef, TokenDescription};
+use crate::custody::contract::{CustodyError, TokenDescription};
 use crate::store::{Store, StoreError};
 
 /// What `init` is told.
@@ -35,6 +35,8 @@ pub struct Initialized {
 pub enum InitError {
     #[error("the store already holds keyring {0}: `keystead serve` serves it")]
     AlreadyInitialized(KeyringId),
+    #[error("keyring {0} has another recovery root than asked for: recovery is chosen once, when a keyring is made")]
+    OtherRecovery(KeyringId),
     #[error(
         "the token already holds an epoch secret of this keyring and node, but the store is empty: a store was lost. Put \
          it back if you have it; `keystead init --abandon-lost-store` starts anew and destroys no key on the token"
@@ -53,28 +55,52 @@ pub enum InitError {
 /// [`init`], but a key that is there already is shown and not an error.
 pub async fn init_if_needed(
     request: InitRequest,
-    store: &Store,
+    store: Store,
     custody: &CustodyClient,
 ) -> Result<Initialized, InitError> {
-    let (keyring, node) = (request.keyring.clone(), request.node.clone());
-    match init(request, store, custody).await {
-        Err(InitError::AlreadyInitialized(found)) if found == keyring => Ok(Initialized {
-            created: false,
-            keyring: epoch::load(store, custody, &keyring, &node).await?,
-            token: custody.describe().await?,
-        }),
+    let records = Records::new(store, custody.clone(), request.keyring.clone(), request.node.clone());
+    match make(&request, &records, custody).await {
+        Err(InitError::AlreadyInitialized(found)) if found == request.keyring => {
+            let keyring = records.load().await?;
+            if keyring.recovery != recovery_root(&request) {
+                return Err(InitError::OtherRecovery(found));
+            }
+            Ok(Initialized { created: false, keyring, token: custody.describe().await? })
+        }
         outcome => outcome,
     }
 }
 
 /// Makes a keyring with one active generation. Killed anywhere, it can be run again.
-pub async fn init(request: InitRequest, store: &Store, custody: &CustodyClient) -> Result<Initialized, InitError> {
+pub async fn init(request: InitRequest, store: Store, custody: &CustodyClient) -> Result<Initialized, InitError> {
+    let records = Records::new(store, custody.clone(), request.keyring.clone(), request.node.clone());
+    make(&request, &records, custody).await
+}
+
+async fn make(request: &InitRequest, records: &Records, custody: &CustodyClient) -> Result<Initialized, InitError> {
     let token = custody.describe().await?;
-    if let Some(record) = store.load()? {
-        return settle_earlier(record.claims().keyring.clone(), &request, store, custody, token).await;
-    }
-    let epochs = custody.list_epochs(request.keyring.clone(), request.node.clone()).await?;
-    if !epochs.is_empty() && !request.abandon_lost_store {
+    let keyring = match records.claims()? {
+        Some(claims) => resume(claims.keyring, request, records, custody).await?,
+        None => begin(request, records, custody, &token).await?,
+    };
+    let keyring = make_generation(records, custody, keyring).await?;
+    let mut next = keyring;
+    next.activate(unix_now()).map_err(RotationError::from)?;
+    // A new epoch, as at every activation: the records on the way here must not come back.
+    let keyring = records.roll(next).await?;
+    Ok(Initialized { created: true, keyring, token })
+}
+
+/// The first record: a keyring without a generation, and the intent of making one.
+async fn begin(
+    request: &InitRequest,
+    records: &Records,
+    custody: &CustodyClient,
+    token: &TokenDescription,
+) -> Result<Keyring, InitError> {
+    let epochs = records.list_epochs().await?;
+    // Without any CMK on the token there is nothing that a lost store could have named.
+    if !epochs.is_empty() && !request.abandon_lost_store && !custody.list_cmks().await?.is_empty() {
         return Err(InitError::LostStore);
     }
     let mut keyring = Keyring {
@@ -84,57 +110,52 @@ pub async fn init(request: InitRequest, store: &Store, custody: &CustodyClient) 
         // Above every epoch of a lost store, whose record must not come back to life.
         epoch: epochs.last().copied().unwrap_or(0) + 1,
         token: TokenIdentity { serial: token.token.serial.clone(), label: token.token.label.clone() },
-        recovery: match &request.recovery {
-            None => RecoveryRoot::Declined,
-            Some(key) => RecoveryRoot::PublicKey { point: key.as_sec1().to_vec() },
-        },
+        recovery: recovery_root(request),
         last_number: GenerationNumber(0),
         rotation: None,
         generations: Vec::new(),
     };
-    let epoch = EpochRef { keyring: keyring.keyring.clone(), node: keyring.node.clone(), number: keyring.epoch };
     keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;
-    custody.create_epoch(epoch).await?;
-    epoch::persist(store, custody, None, &mut keyring).await?;
-    activate_first(&mut keyring, store, custody).await?;
-    for number in epochs {
-        let old = EpochRef { keyring: keyring.keyring.clone(), node: keyring.node.clone(), number };
-        custody.destroy_epoch(old).await?;
+    let epoch = keyring.epoch;
+    records.create_epoch(epoch).await?;
+    match records.persist(keyring).await {
+        Ok(keyring) => Ok(keyring),
+        Err(error) => {
+            // Unless a record got there after all, the secret is of no use, and would look like a lost store.
+            if matches!(records.claims(), Ok(None)) {
+                let _ = records.destroy_epoch(epoch).await;
+            }
+            Err(error.into())
+        }
     }
-    Ok(Initialized { created: true, keyring, token })
 }
 
-async fn activate_first(keyring: &mut Keyring, store: &Store, custody: &CustodyClient) -> Result<(), InitError> {
-    make_generation(store, custody, keyring).await?;
-    let revision = keyring.revision;
-    keyring.activate(unix_now()).map_err(RotationError::from)?;
-    epoch::persist(store, custody, Some(revision), keyring).await?;
-    Ok(())
-}
-
-/// A record is there: of an `init` that was killed half-way, which is finished, or of one that was not.
-async fn settle_earlier(
+/// A record is there: of an `init` that was cut off, which is begun anew, or of one that was not.
+async fn resume(
     found: KeyringId,
     request: &InitRequest,
-    store: &Store,
+    records: &Records,
     custody: &CustodyClient,
-    token: TokenDescription,
-) -> Result<Initialized, InitError> {
+) -> Result<Keyring, InitError> {
     if found != request.keyring {
         return Err(InitError::AlreadyInitialized(found));
     }
-    let mut keyring = epoch::load(store, custody, &request.keyring, &request.node).await?;
-    let half_made = keyring.active().is_none() && keyring.rotation.is_some();
-    if !half_made {
+    let mut keyring = records.load().await?;
+    if keyring.active().is_some() {
         return Err(InitError::AlreadyInitialized(found));
     }
-    if let Some(intent) = keyring.rotation.clone() {
-        let revision = keyring.revision;
-        custody.destroy_cmk(intent.root_id).await?;
+    if let Some(intent) = &keyring.rotation {
+        custody.destroy_cmk(intent.root_id.clone()).await?;
         keyring.roll_back_rotation().map_err(RotationError::from)?;
-        keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;
-        epoch::persist(store, custody, Some(revision), &mut keyring).await?;
     }
-    activate_first(&mut keyring, store, custody).await?;
-    Ok(Initialized { created: true, keyring, token })
+    keyring.recovery = recovery_root(request);
+    keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;
+    Ok(records.persist(keyring).await?)
+}
+
+fn recovery_root(request: &InitRequest) -> RecoveryRoot {
+    match &request.recovery {
+        None => RecoveryRoot::Declined,
+        Some(key) => RecoveryRoot::PublicKey { point: key.as_sec1().to_vec() },
+    }
 }

@@ -5,7 +5,7 @@
 //! in memory is unwrapped once, whatever the number of waiters.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -15,6 +15,7 @@ use keystead_core::availability::{Availability, SealReason};
 use keystead_core::envelope::{EnvelopeError, EnvelopeKey, NONCE_LEN};
 use keystead_core::keyring::{Generation, Keyring};
 use keystead_core::{EnvelopeContext, Kek, KeyId, KeyringId};
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::custody::client::CustodyClient;
@@ -25,6 +26,8 @@ use crate::memory;
 pub struct KeyService {
     serving: ArcSwap<Serving>,
     custody: CustodyClient,
+    /// As many unwraps at a time as the custodian has sessions: more would only wait there, against their deadline.
+    unwraps: Arc<Semaphore>,
 }
 
 /// What is served at one instant.
@@ -52,6 +55,10 @@ pub struct Slot {
     annotation: Vec<u8>,
     loaded: ArcSwapOption<Loaded>,
     loading: Mutex<Option<Loading>>,
+    /// Given up: what a running unwrap brings is not kept.
+    closed: AtomicBool,
+    /// Why custody cannot open it, as last tried.
+    fault: Mutex<Option<String>>,
     pub encrypts: AtomicU64,
     pub decrypts: AtomicU64,
 }
@@ -97,10 +104,12 @@ pub enum ServeError {
 }
 
 impl KeyService {
-    pub fn new(custody: CustodyClient) -> Self {
+    /// `sessions` is how many requests custody serves at a time.
+    pub fn new(custody: CustodyClient, sessions: usize) -> Self {
         let serving =
             Serving { availability: Availability::Sealed(SealReason::Starting), reason: "starting".into(), keys: None };
-        Self { serving: ArcSwap::from_pointee(serving), custody }
+        let unwraps = Arc::new(Semaphore::new(sessions.max(1)));
+        Self { serving: ArcSwap::from_pointee(serving), custody, unwraps }
     }
 
     /// What is served now.
@@ -141,7 +150,12 @@ impl KeyService {
         let ready = slot.loaded.load_full();
         let keys = match ready {
             Some(keys) => keys,
-            None => self.load(&slot).await?,
+            None => {
+                let keys = self.load(&slot).await?;
+                // Sealed meanwhile: whoever waited for the key must not get it any more.
+                self.serving.load().active()?;
+                keys
+            }
         };
         let plaintext = keys.envelope.decrypt(&slot.context, ciphertext).map_err(ServeError::Envelope)?;
         slot.decrypts.fetch_add(1, Ordering::Relaxed);
@@ -162,7 +176,7 @@ impl KeyService {
             loading
                 .get_or_insert_with(|| {
                     // A task of its own: the unwrap goes on when the client that asked first hangs up.
-                    let task = tokio::spawn(unwrap(self.custody.clone(), slot.clone()));
+                    let task = tokio::spawn(unwrap(self.custody.clone(), self.unwraps.clone(), slot.clone()));
                     async move { task.await.unwrap_or(Err(ServeError::Custody(CustodyError::Gone))) }.boxed().shared()
                 })
                 .clone()
@@ -172,14 +186,27 @@ impl KeyService {
 }
 
 /// Unwraps one generation and files its keys; a failure is for the present waiters only.
-async fn unwrap(custody: CustodyClient, slot: Arc<Slot>) -> Result<Arc<Loaded>, ServeError> {
-    let outcome = unwrap_checked(&custody, &slot.keyring, &slot.generation).await.map(|kek| {
-        let loaded = Arc::new(Loaded::new(kek));
-        slot.loaded.store(Some(loaded.clone()));
-        loaded
-    });
-    *slot.loading.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    outcome
+async fn unwrap(custody: CustodyClient, unwraps: Arc<Semaphore>, slot: Arc<Slot>) -> Result<Arc<Loaded>, ServeError> {
+    // Also when this task panics: the next request then tries anew instead of meeting a dead one for ever.
+    let _done = ClearLoading(&slot);
+    let _permit = unwraps.acquire().await;
+    let loaded = Arc::new(Loaded::new(unwrap_checked(&custody, &slot.keyring, &slot.generation).await?));
+    slot.note_fault(None);
+    // Under the lock that wiping takes: a key given up meanwhile stays given up.
+    let _loading = slot.loading.lock().unwrap_or_else(PoisonError::into_inner);
+    if slot.closed.load(Ordering::Relaxed) {
+        return Err(ServeError::Sealed("the keys were given up".into()));
+    }
+    slot.loaded.store(Some(loaded.clone()));
+    Ok(loaded)
+}
+
+struct ClearLoading<'a>(&'a Slot);
+
+impl Drop for ClearLoading<'_> {
+    fn drop(&mut self) {
+        *self.0.loading.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 /// Unwraps a generation's KEK in custody and holds it against its commitment.
@@ -259,6 +286,8 @@ impl Keys {
     /// Gives up every KEK in memory. Requests under way finish with the keys they hold.
     pub fn wipe(&self) {
         for slot in self.slots.values() {
+            let _loading = slot.loading.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.closed.store(true, Ordering::Relaxed);
             slot.loaded.store(None);
         }
     }
@@ -279,6 +308,8 @@ impl Slot {
             generation: generation.clone(),
             loaded: ArcSwapOption::empty(),
             loading: Mutex::new(None),
+            closed: AtomicBool::new(false),
+            fault: Mutex::new(None),
             encrypts: AtomicU64::new(0),
             decrypts: AtomicU64::new(0),
         })
@@ -292,6 +323,19 @@ impl Slot {
 
     pub fn is_loaded(&self) -> bool {
         self.loaded.load().is_some()
+    }
+
+    /// Why custody cannot open this generation, as last tried; `None` while it can.
+    pub fn fault(&self) -> Option<String> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn note_fault(&self, fault: Option<String>) {
+        let mut noted = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fault) = fault.as_ref().filter(|fault| noted.as_ref() != Some(fault)) {
+            tracing::error!(key_id = self.key_id, error = fault, "custody cannot open a generation");
+        }
+        *noted = fault;
     }
 
     /// Files keys that were just made and compared, so that activating them needs no further unwrap.

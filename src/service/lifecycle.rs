@@ -1,5 +1,6 @@
 //! From the store to a served key and back: start, seal, degrade, recover. The only writer of what [`KeyService`] serves.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,13 +9,17 @@ use keystead_core::keyring::Keyring;
 use keystead_core::{KeyringId, NodeId};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::epoch::{self, LoadError};
+use super::epoch::{LoadError, Records};
 use super::explain::explain;
 use super::identity::{self, Identity};
-use super::keys::{KeyService, Keys, ServeError, Serving};
+use super::keys::{KeyService, Keys, ServeError, Serving, unwrap_checked};
+use super::rotation::Settled;
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, TokenDescription};
 use crate::store::Store;
+
+/// How often every generation is opened in custody.
+const CHECK_EVERY: Duration = Duration::from_secs(3600);
 
 /// Which key this daemon serves, and how patient it is.
 #[derive(Debug, Clone)]
@@ -30,11 +35,17 @@ pub struct KeySettings {
 /// One daemon's key: its store, its custody, and what it serves from them.
 pub struct Lifecycle {
     pub(super) settings: KeySettings,
-    pub(super) store: Store,
+    pub(super) records: Records,
     pub(super) custody: CustodyClient,
     pub(super) keys: Arc<KeyService>,
     /// One change at a time: start, rotation, sealing.
     pub(super) turn: tokio::sync::Mutex<()>,
+    /// Held by the one rotation that may be asked for at a time.
+    pub(super) rotating: tokio::sync::Mutex<()>,
+    /// A change failed half-way: the store may say something else than memory.
+    pub(super) reload_needed: AtomicBool,
+    /// When every generation was last opened in custody.
+    checked: Mutex<Duration>,
     /// What custody said last, for status.
     custody_state: Mutex<CustodyState>,
     /// Which token was proven to be the right one, and when.
@@ -83,18 +94,22 @@ pub enum StartError {
     Load(#[from] LoadError),
     #[error("the active generation cannot be opened: {0}")]
     Active(ServeError),
-    #[error("the keyring has no active generation")]
+    #[error("the keyring has no active generation: `keystead init` was cut off; run it again")]
     NoActive,
 }
 
 impl Lifecycle {
     pub fn new(settings: KeySettings, store: Store, custody: CustodyClient, keys: Arc<KeyService>) -> Self {
+        let records = Records::new(store, custody.clone(), settings.keyring.clone(), settings.node.clone());
         Self {
             settings,
-            store,
+            records,
             custody,
             keys,
             turn: tokio::sync::Mutex::new(()),
+            rotating: tokio::sync::Mutex::new(()),
+            reload_needed: AtomicBool::new(false),
+            checked: Mutex::new(boot_time()),
             custody_state: Mutex::new(CustodyState::default()),
             identity: Mutex::default(),
         }
@@ -118,6 +133,7 @@ impl Lifecycle {
         let _turn = self.turn.lock().await;
         self.tend_once().await;
         match &self.keys.serving().availability {
+            Availability::Online if self.is_unsettled() => Duration::from_secs(5).min(self.settings.probe_interval),
             Availability::Online => self.settings.probe_interval,
             Availability::Degraded { .. } => Duration::from_secs(1),
             Availability::Sealed(SealReason::RecordRejected) => Duration::from_secs(10),
@@ -138,8 +154,11 @@ impl Lifecycle {
     /// Needs the turn.
     async fn tend_once(&self) {
         if self.keys.serving().availability.serves() {
-            if self.probe().await {
+            self.probe().await;
+            if self.keys.serving().availability == Availability::Online {
+                self.settle().await;
                 self.load_retired().await;
+                self.check_all().await;
             }
         } else {
             self.start().await;
@@ -188,24 +207,38 @@ impl Lifecycle {
     }
 
     async fn try_start(&self) -> Result<Keys, StartError> {
-        let mut keyring = epoch::load(&self.store, &self.custody, &self.settings.keyring, &self.settings.node).await?;
-        self.finish_rotation(&mut keyring).await?;
+        let keyring = self.records.load().await?;
+        if keyring.active().is_none() {
+            // An `init` that was cut off is begun anew by `init`, not by whoever starts the daemon.
+            return Err(StartError::NoActive);
+        }
+        let settled = match self.finish_rotation(&keyring).await {
+            Ok(settled) => settled,
+            // A full disk or a prepared generation that does not open now: neither is a reason not to serve what was active.
+            Err(error) => {
+                tracing::warn!(error = explain(&error), "a rotation that was cut off is not settled yet");
+                Settled { keyring, kek: None }
+            }
+        };
         let earlier = self.keys.serving().keys.clone();
-        let keys = Keys::new(keyring, earlier.as_deref());
+        let keys = Keys::new(settled.keyring, earlier.as_deref());
         let active = keys.active().ok_or(StartError::NoActive)?;
+        if let Some(kek) = settled.kek {
+            active.fill(kek);
+        }
         self.keys.load_generation(active).await.map_err(StartError::Active)?;
         Ok(keys)
     }
 
-    /// Asks whether custody is well and the token the right one. False when it is not; needs the turn.
-    pub(super) async fn probe(&self) -> bool {
+    /// Asks whether custody is well and the token the right one; needs the turn.
+    pub(super) async fn probe(&self) {
         let mut outcome = self.examine().await;
         if matches!(outcome, Err(CustodyError::EpochMissing { .. })) {
             // The token is ahead of memory: custody was lost between a change's record and its publication.
-            self.reload_after_failure().await;
+            self.reload_needed.store(true, Ordering::Relaxed);
+            self.settle().await;
             outcome = self.examine().await;
         }
-        let well = outcome.is_ok();
         match &outcome {
             Ok(_) => self.observe(Observation::CustodyAnswered, String::new(), None),
             // Says nothing of the token.
@@ -225,7 +258,6 @@ impl Lifecycle {
             self.note_custody(outcome);
         }
         self.observe(Observation::Tick, self.keys.serving().reason.clone(), None);
-        well
     }
 
     /// Brings retired generations into memory, one by one: each is a round trip that proves the old key still opens.
@@ -236,11 +268,33 @@ impl Lifecycle {
                 Ok(()) => {}
                 // Custody as a whole is away: the next round tries again.
                 Err(ServeError::Custody(CustodyError::Gone | CustodyError::TimedOut | CustodyError::Busy)) => return,
-                Err(error) => {
-                    tracing::error!(key_id = %slot.generation.key_id, %error, "a retired generation cannot be opened");
-                }
+                Err(error) => slot.note_fault(Some(error.to_string())),
             }
         }
+    }
+
+    /// Every hour, a round trip for each generation: that a key is in memory does not prove that the token still has it.
+    async fn check_all(&self) {
+        {
+            let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+            if boot_time().saturating_sub(*checked) < CHECK_EVERY {
+                return;
+            }
+            *checked = boot_time();
+        }
+        let Some(keys) = self.keys.serving().keys.clone() else { return };
+        for slot in keys.slots().filter(|slot| slot.generation.decrypts()) {
+            match unwrap_checked(&self.custody, &self.settings.keyring, &slot.generation).await {
+                Ok(_) => slot.note_fault(None),
+                Err(ServeError::Custody(CustodyError::Gone | CustodyError::TimedOut | CustodyError::Busy)) => return,
+                Err(error) => slot.note_fault(Some(error.to_string())),
+            }
+        }
+    }
+
+    /// Whether record, token and memory are still to be brought together after a change that failed.
+    pub fn is_in_debt(&self) -> bool {
+        self.records.in_debt() || self.reload_needed.load(Ordering::Relaxed)
     }
 
     /// Keeps what custody said for status, and logs what is new.

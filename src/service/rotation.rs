@@ -4,19 +4,21 @@
 //! epoch roll (persisted) → published. The intent names the CMK before it exists: what a dead rotation left on the
 //! token can be told from everything else, and only that is ever destroyed.
 
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use keystead_core::availability::Availability;
 use keystead_core::keyring::{Generation, Keyring, TransitionError};
 use keystead_core::wrap::WrappedKek;
 use keystead_core::{Kek, WrapContext};
 use rand_core::{TryRng, UnwrapErr};
 
-use super::epoch::{self, LoadError};
+use super::epoch::{LoadError, Records};
+use super::explain::explain;
 use super::keys::{Keys, ServeError, unwrap_checked};
 use super::lifecycle::Lifecycle;
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::CustodyError;
-use crate::store::Store;
 
 /// Where a running rotation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +30,12 @@ pub enum RotationStep {
 
 #[derive(Debug, thiserror::Error)]
 pub enum RotationError {
-    /// Not while sealed or degraded: the new generation could not be proven.
+    /// Not while sealed, degraded, or another rotation is under way: the new generation could not be proven.
     #[error("rotation is refused: {0}")]
     Refused(String),
     #[error(transparent)]
     Transition(#[from] TransitionError),
-    #[error("the new key could not be proven and was rolled back: {0}")]
+    #[error("the new key could not be proven: {0}. It is rolled back, or finished, before the next rotation")]
     NotProven(ServeError),
     #[error(transparent)]
     Storage(#[from] LoadError),
@@ -47,89 +49,99 @@ impl From<CustodyError> for RotationError {
     }
 }
 
+/// A keyring whose record is durable, and the KEK of its active generation if that was just unwrapped.
+pub(super) struct Settled {
+    pub keyring: Keyring,
+    pub kek: Option<Kek>,
+}
+
 impl Lifecycle {
     /// Rotates to a new generation. Returns when the new key ID is served.
     ///
     /// # Errors
-    /// [`RotationError`]; the generation before goes on serving, and what was begun is resumed or rolled back.
+    /// [`RotationError`]; the generation before goes on serving, and what was begun is settled before the next rotation.
     pub async fn rotate(&self, progress: impl Fn(RotationStep)) -> Result<Generation, RotationError> {
+        // Retries of an impatient client must not queue up: each would be a rotation of its own.
+        let _alone =
+            self.rotating.try_lock().map_err(|_| RotationError::Refused("another rotation is under way".into()))?;
         let _turn = self.turn.lock().await;
-        if self.keys.serving().availability == keystead_core::availability::Availability::Online {
+        if self.keys.serving().availability == Availability::Online {
             // A token that went away or was swapped since the last look is no token to make keys on.
             self.probe().await;
         }
+        self.settle().await;
         let serving = self.keys.serving();
-        let online = serving.availability == keystead_core::availability::Availability::Online;
-        let Some(mut keyring) = self.keyring().filter(|_| online) else {
+        if serving.availability != Availability::Online {
             return Err(RotationError::Refused(serving.reason.clone()));
-        };
-        if keyring.rotation.is_some() {
-            // Left by a failure of custody or disk: settle it before beginning another.
-            self.finish_rotation(&mut keyring).await?;
-            self.publish_keyring(Keys::new(keyring.clone(), serving.keys.as_deref()));
         }
+        let Some(keyring) = self.keyring().filter(|keyring| keyring.rotation.is_none() && !self.is_unsettled()) else {
+            return Err(RotationError::Refused("the rotation before is not settled yet; the log says why".into()));
+        };
+        let before = keyring.active().map(|generation| generation.key_id.clone());
         match self.rotate_from(keyring, &progress).await {
-            Ok((keyring, kek)) => {
-                let generation =
-                    keyring.active().cloned().ok_or(TransitionError::Inconsistent("no active generation"))?;
-                let keys = Keys::new(keyring, self.keys.serving().keys.as_deref());
-                if let Some(slot) = keys.active() {
-                    slot.fill(kek);
-                }
+            Ok(settled) => {
                 fail::fail_point!("rotation.before-publish");
-                self.publish_keyring(keys);
-                progress(RotationStep::Activated);
-                tracing::info!(key_id = %generation.key_id, generation = %generation.number, "rotated");
-                Ok(generation)
+                self.publish_settled(settled);
             }
             Err(error) => {
-                tracing::error!(%error, "rotation failed");
-                self.reload_after_failure().await;
-                Err(error)
+                tracing::error!(error = explain(&error), "rotation failed");
+                self.reload_needed.store(true, Ordering::Relaxed);
+                self.settle().await;
+                let active = self.keyring().and_then(|keyring| keyring.active().map(|active| active.key_id.clone()));
+                if active == before {
+                    return Err(error);
+                }
+                // Only its last step failed, and settling finished it.
             }
         }
+        let active = self.keyring().and_then(|keyring| keyring.active().cloned());
+        let generation = active.ok_or(TransitionError::Inconsistent("no active generation"))?;
+        progress(RotationStep::Activated);
+        tracing::info!(key_id = %generation.key_id, generation = %generation.number, "rotated");
+        Ok(generation)
     }
 
     async fn rotate_from(
         &self,
         mut keyring: Keyring,
         progress: &impl Fn(RotationStep),
-    ) -> Result<(Keyring, Kek), RotationError> {
-        let (store, custody) = (&self.store, &self.custody);
-        let revision = keyring.revision;
+    ) -> Result<Settled, RotationError> {
         keyring.begin_rotation(random()?, random()?, unix_now())?;
-        epoch::persist(store, custody, Some(revision), &mut keyring).await?;
+        let keyring = self.records.persist(keyring).await?;
         fail::fail_point!("rotation.intent-written");
-        make_generation(store, custody, &mut keyring).await?;
+        let keyring = make_generation(&self.records, &self.custody, keyring).await?;
         progress(RotationStep::Prepared);
-        let kek = self.prove_and_activate(&mut keyring, progress).await?;
-        Ok((keyring, kek))
+        self.prove_and_activate(&keyring, progress).await
     }
 
     /// Unwraps the prepared generation again, compares, and makes it the active one under a new epoch.
     async fn prove_and_activate(
         &self,
-        keyring: &mut Keyring,
+        keyring: &Keyring,
         progress: &impl Fn(RotationStep),
-    ) -> Result<Kek, RotationError> {
+    ) -> Result<Settled, RotationError> {
         let prepared = keyring.prepared().ok_or(TransitionError::NoRotation)?;
         let kek = unwrap_checked(&self.custody, &keyring.keyring, prepared).await.map_err(RotationError::NotProven)?;
         fail::fail_point!("rotation.verified");
         progress(RotationStep::Verified);
-        let revision = keyring.revision;
-        keyring.activate(unix_now())?;
-        epoch::roll(&self.store, &self.custody, Some(revision), keyring).await?;
-        Ok(kek)
+        let mut next = keyring.clone();
+        next.activate(unix_now())?;
+        Ok(Settled { keyring: self.records.roll(next).await?, kek: Some(kek) })
     }
 
-    /// Settles a rotation that the record says is under way: resumes it once prepared, else rolls it back.
-    pub(super) async fn finish_rotation(&self, keyring: &mut Keyring) -> Result<(), LoadError> {
-        let Some(intent) = keyring.rotation.clone() else { return Ok(()) };
+    /// Settles a rotation that the record says is under way: finishes it once prepared, else rolls it back.
+    ///
+    /// # Errors
+    /// When custody or disk do not allow it now. `keyring` still holds, and its active generation may be served.
+    pub(super) async fn finish_rotation(&self, keyring: &Keyring) -> Result<Settled, LoadError> {
+        let Some(intent) = keyring.rotation.clone() else {
+            return Ok(Settled { keyring: keyring.clone(), kek: None });
+        };
         if keyring.prepared().is_some() {
             match self.prove_and_activate(keyring, &|_| ()).await {
-                Ok(_) => {
-                    tracing::info!(key_id = %intent.key_id, "resumed a rotation that was cut off");
-                    return Ok(());
+                Ok(settled) => {
+                    tracing::info!(key_id = %intent.key_id, "finished a rotation that was cut off");
+                    return Ok(settled);
                 }
                 Err(RotationError::Storage(error)) => return Err(error),
                 Err(RotationError::NotProven(ServeError::Custody(error))) if !is_lost(&error) => {
@@ -138,35 +150,73 @@ impl Lifecycle {
                 Err(error) => tracing::warn!(%error, key_id = %intent.key_id, "the prepared generation does not open"),
             }
         }
-        let revision = keyring.revision;
         // The object first: once the journal is gone, nothing would name it any more.
         self.custody.destroy_cmk(intent.root_id.clone()).await?;
-        if keyring.roll_back_rotation().is_ok() {
-            epoch::persist(&self.store, &self.custody, Some(revision), keyring).await?;
+        let mut next = keyring.clone();
+        if next.roll_back_rotation().is_err() {
+            return Ok(Settled { keyring: next, kek: None });
         }
+        let keyring = self.records.persist(next).await?;
         tracing::info!(key_id = %intent.key_id, "rolled back a rotation that was cut off");
-        Ok(())
+        Ok(Settled { keyring, kek: None })
     }
 
-    /// After a failed rotation the store says what holds; what is in memory may be behind it.
-    pub(super) async fn reload_after_failure(&self) {
-        let settings = &self.settings;
-        match epoch::load(&self.store, &self.custody, &settings.keyring, &settings.node).await {
-            Ok(mut keyring) => {
-                if let Err(error) = self.finish_rotation(&mut keyring).await {
-                    tracing::warn!(%error, "the rotation stays journalled and is settled before the next one");
-                }
-                let keys = Keys::new(keyring, self.keys.serving().keys.as_deref());
-                let loaded = match keys.active() {
-                    Some(active) => self.keys.load_generation(active).await.is_ok(),
-                    None => false,
-                };
+    /// Brings record, token and memory together again after a change that failed half-way. What cannot be done now is
+    /// tried again; serving goes on meanwhile.
+    pub(super) async fn settle(&self) {
+        if !self.is_unsettled() {
+            return;
+        }
+        let settled = match self.records.load().await {
+            Ok(keyring) => self.finish_rotation(&keyring).await,
+            Err(error) => Err(error),
+        };
+        match settled {
+            Ok(settled) => {
+                self.reload_needed.store(false, Ordering::Relaxed);
+                let number = settled.keyring.active().map(|active| active.number);
+                let loaded = settled.kek.is_some()
+                    || number == self.keyring().and_then(|keyring| keyring.active().map(|active| active.number));
                 if loaded {
-                    self.publish_keyring(keys);
+                    self.publish_settled(settled);
+                } else {
+                    // The generation that the record names is not in memory: no door is opened to a key that is not there.
+                    self.reload_needed.store(true, Ordering::Relaxed);
+                    self.load_and_publish(settled.keyring).await;
                 }
             }
-            Err(error) => tracing::error!(%error, "the store cannot be read back; serving goes on from memory"),
+            Err(error) => {
+                tracing::warn!(error = explain(&error), "a change is not settled yet; serving goes on from memory")
+            }
         }
+    }
+
+    async fn load_and_publish(&self, keyring: Keyring) {
+        let keys = Keys::new(keyring, self.keys.serving().keys.as_deref());
+        let Some(active) = keys.active() else { return };
+        match self.keys.load_generation(active).await {
+            Ok(()) => {
+                self.publish_keyring(keys);
+                self.reload_needed.store(false, Ordering::Relaxed);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the active generation cannot be opened yet; the one before serves on")
+            }
+        }
+    }
+
+    fn publish_settled(&self, settled: Settled) {
+        let keys = Keys::new(settled.keyring, self.keys.serving().keys.as_deref());
+        if let (Some(slot), Some(kek)) = (keys.active(), settled.kek) {
+            slot.fill(kek);
+        }
+        self.publish_keyring(keys);
+    }
+
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.reload_needed.load(Ordering::Relaxed)
+            || self.records.in_debt()
+            || self.keyring().is_some_and(|keyring| keyring.rotation.is_some())
     }
 }
 
@@ -177,20 +227,19 @@ fn is_lost(error: &CustodyError) -> bool {
 
 /// Makes CMK and KEK of the intended generation, wraps the KEK to every durable root, and persists it as prepared.
 pub(super) async fn make_generation(
-    store: &Store,
+    records: &Records,
     custody: &CustodyClient,
-    keyring: &mut Keyring,
-) -> Result<(), RotationError> {
+    mut keyring: Keyring,
+) -> Result<Keyring, RotationError> {
     let intent = keyring.rotation.clone().ok_or(TransitionError::NoRotation)?;
     let context = keyring.wrap_context(&intent);
     let (wrap, kek) = custody.new_kek(context.clone()).await?;
     fail::fail_point!("rotation.cmk-created");
-    let wraps = durable_wraps(keyring, context, wrap, &kek)?;
-    let revision = keyring.revision;
+    let wraps = durable_wraps(&keyring, context, wrap, &kek)?;
     keyring.prepare(kek.commitment(), wraps, unix_now())?;
-    epoch::persist(store, custody, Some(revision), keyring).await?;
+    let keyring = records.persist(keyring).await?;
     fail::fail_point!("rotation.prepared");
-    Ok(())
+    Ok(keyring)
 }
 
 /// The custody wrap, and the recovery wrap if the keyring has a recovery key.

@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use keystead_core::record::{MAX_LEN, RecordError, UnverifiedRecord};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
 const RECORD: &str = "keyring.store";
 const NEW_RECORD: &str = "keyring.store.new";
@@ -66,7 +66,7 @@ impl Store {
     /// The record as it stands, parsed but not believed; `None` before `init`.
     pub fn load(&self) -> Result<Option<UnverifiedRecord>, StoreError> {
         let path = self.folder.join(RECORD);
-        let file = match File::open(&path) {
+        let file = match open_record(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(StoreError::io("open", &path, source)),
@@ -99,10 +99,11 @@ impl Store {
 
     fn write_new(&self, new: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         fail::fail_point!("store.before-write", |_| Err(StoreError::io("write", new, rustix::io::Errno::NOSPC.into())));
+        // One left by a power cut is of no use; made anew, the file cannot be a link to somewhere else.
+        let _ = std::fs::remove_file(new);
         let mut file = OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(new)
             .map_err(|source| StoreError::io("create", new, source))?;
@@ -118,10 +119,31 @@ impl Store {
         let path = self.folder.join(RECORD);
         std::fs::rename(new, &path).map_err(|source| StoreError::io("rename to", &path, source))?;
         fail::fail_point!("store.before-folder-sync");
+        self.sync_folder()
+    }
+
+    /// Makes durable what [`Self::load`] reads: after a crash it may so far be in the page cache only.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        let path = self.folder.join(RECORD);
+        open_record(&path).and_then(|file| file.sync_all()).map_err(|source| StoreError::io("sync", &path, source))?;
+        self.sync_folder()
+    }
+
+    fn sync_folder(&self) -> Result<(), StoreError> {
         File::open(&self.folder)
             .and_then(|folder| folder.sync_all())
             .map_err(|source| StoreError::io("sync", &self.folder, source))
     }
+}
+
+/// A regular file in the folder itself: whoever can write the folder must not make us read, or wait for, another.
+fn open_record(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    Ok(file)
 }
 
 /// Opened for reading: a lock needs no more, and a disk that turned read-only can still be served from.

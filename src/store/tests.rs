@@ -109,3 +109,17 @@ fn a_folder_that_cannot_be_used_is_named() {
     let error = Store::open(&folder.path().join("file/store")).unwrap_err();
     assert!(error.to_string().contains("file/store"), "{error}");
 }
+
+#[test]
+fn links_in_the_folder_lead_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(elsewhere.path(), record(7)).unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), folder.path().join(NEW_RECORD)).unwrap();
+    store.replace(None, &record(1)).unwrap();
+    assert_eq!(std::fs::read(elsewhere.path()).unwrap(), record(7), "written through a link");
+    std::fs::remove_file(folder.path().join(RECORD)).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), folder.path().join(RECORD)).unwrap();
+    assert!(matches!(store.load(), Err(StoreError::Io { .. })), "read through a link");
+}

@@ -29,6 +29,10 @@ async fn the_offline_key_and_an_etcd_object_are_enough_to_read_a_seed() {
     assert!(status.warnings.iter().all(|warning| !warning.contains("one durable root")), "{:?}", status.warnings);
 }
 
+pub fn new_public_key() -> String {
+    p256::SecretKey::generate().public_key().to_public_key_pem(LineEnding::LF).unwrap()
+}
+
 /// Opens what etcd holds with the private key, by the format's description.
 fn drop_everything_but(object: &keystead_wire::kms::v2::EncryptResponse, private: &p256::SecretKey) {
     let annotation = Annotation::decode(&object.annotations[annotation::KEY]).unwrap();

@@ -65,6 +65,11 @@ async fn init_refuses_to_replace_a_key() {
     site.keystead(["init", "--no-recovery", "--if-needed"]).expect_success();
     assert_eq!(fs::read(site.store_file()).unwrap(), before);
 
+    let pem = site.path().join("recovery.pem");
+    fs::write(&pem, crate::recovery::new_public_key()).unwrap();
+    let error = site.keystead(["init", "--recovery", pem.to_str().unwrap(), "--if-needed"]).expect_failure(1);
+    assert!(error.contains("another recovery root"), "{error}");
+
     fs::remove_file(site.store_file()).unwrap();
     let error = site.keystead(["init", "--no-recovery", "--if-needed"]).expect_failure(1);
     assert!(error.contains("a store was lost"), "{error}");

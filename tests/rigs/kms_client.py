@@ -6,7 +6,7 @@ time, and checks what kube-apiserver checks: version, health, that Status and En
 key, the bounds on sizes and annotations, the round trip, and that damaged or foreign ciphertexts are
 refused with the right code.
 
-    kms_client.py SOCKET [--proto FILE] [--timeout SECONDS]
+    kms_client.py SOCKET [--authority TEXT | --derive-authority] [--proto FILE] [--timeout SECONDS]
 
 Prints one line of JSON. Exit code 0: {"ok": true, ...}. Exit code 1: {"ok": false, "reason": ...}.
 Interpreter and packages: scripts/rigs/python.
@@ -57,13 +57,12 @@ def generate(proto):
             sys.path.remove(out)
 
 
-def connect(socket):
-    # kube-apiserver sends `localhost` since 1.32; gRPC would derive the authority from the path, and
-    # HTTP/2 implementations reset a stream whose authority is a path.
-    return grpc.insecure_channel(
-        f"unix:{os.path.abspath(socket)}",
-        options=[("grpc.default_authority", "localhost"), ("grpc.enable_http_proxy", 0)],
-    )
+def connect(socket, authority):
+    # kube-apiserver sends `localhost` since 1.32, before that the path. None: what gRPC derives from the path.
+    options = [("grpc.enable_http_proxy", 0)]
+    if authority is not None:
+        options.append(("grpc.default_authority", authority))
+    return grpc.insecure_channel(f"unix:{os.path.abspath(socket)}", options=options)
 
 
 class Checks:
@@ -131,9 +130,9 @@ def another_key_id(key_id):
     return f"{head}.{changed}" if head else changed
 
 
-def run(socket, proto, timeout):
+def run(socket, authority, proto, timeout):
     messages, services = generate(proto)
-    with connect(socket) as channel:
+    with connect(socket, authority) as channel:
         checks = Checks(messages, services.KeyManagementServiceStub(channel), timeout)
         status = checks.status()
 
@@ -180,11 +179,15 @@ def run(socket, proto, timeout):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("socket", help="path of the KMS socket")
+    said = parser.add_mutually_exclusive_group()
+    said.add_argument("--authority", default="localhost", help="what to send as :authority (default localhost)")
+    said.add_argument("--derive-authority", action="store_true", help="leave :authority to gRPC, as old clients do")
     parser.add_argument("--proto", type=pathlib.Path, default=DEFAULT_PROTO)
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds for one call (default 10)")
     arguments = parser.parse_args()
+    authority = None if arguments.derive_authority else arguments.authority
     try:
-        result = run(arguments.socket, arguments.proto.resolve(), arguments.timeout)
+        result = run(arguments.socket, authority, arguments.proto.resolve(), arguments.timeout)
     except Refused as error:
         result = {"ok": False, "reason": str(error)}
     except grpc.RpcError as error:

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use keystead::config::{Settings, Site, Source};
 use keystead::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
 use tempfile::TempDir;
 
@@ -35,19 +36,25 @@ impl Rig {
         std::fs::set_permissions(self.pin_file(), std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
-    /// Settings with which everything works.
+    /// What hsm-configs/ ships for this token, with the paths of this rig: the suite is what makes it `verified-on`.
     pub fn settings(&self, mechanism: MechanismChoice) -> CustodySettings {
+        let example = format!("{}/hsm-configs/{}.toml", env!("CARGO_MANIFEST_DIR"), self.name.to_lowercase());
+        let source = Source::read(Path::new(&example)).unwrap();
+        let shipped = Settings::from_source(&source, &Site::this_machine()).unwrap().custody;
+        assert!(
+            shipped.environment.keys().all(|name| self.environment.contains_key(name)),
+            "{example} sets other variables"
+        );
         CustodySettings {
             module: self.module.clone(),
             token: TokenSelector::Label(self.label.clone()),
             pin: PinSource::File(self.pin_file()),
             mechanism,
-            sessions: 2,
-            queue: 64,
             // Generous: an RSA key pair on a busy machine takes its time.
             timeout: Duration::from_secs(30),
             environment: self.environment.clone(),
             latch_folder: self.folder.path().to_owned(),
+            ..shipped
         }
     }
 }

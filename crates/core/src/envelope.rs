@@ -45,11 +45,7 @@ impl EnvelopeKey {
         envelope.push(VERSION);
         envelope.extend_from_slice(&nonce);
         envelope.extend_from_slice(plaintext);
-        let tag = self
-            .0
-            .encrypt_inout_detached(&nonce.into(), context.as_bytes(), InOutBuf::from(&mut envelope[1 + NONCE_LEN..]))
-            // GCM refuses only inputs of 64 GiB and more; callers bound theirs to kilobytes.
-            .expect("plaintext within GCM's bounds");
+        let tag = self.encrypt_in_place(context, &nonce, &mut envelope[1 + NONCE_LEN..]);
         wipe_stack();
         envelope.extend_from_slice(&tag);
         envelope
@@ -67,15 +63,38 @@ impl EnvelopeKey {
         let (nonce, rest) = rest.split_first_chunk::<NONCE_LEN>().ok_or(EnvelopeError::TooShort)?;
         let (ciphertext, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(EnvelopeError::TooShort)?;
         let mut plaintext = Zeroizing::new(ciphertext.to_vec());
-        let opened = self.0.decrypt_inout_detached(
-            nonce.into(),
-            context.as_bytes(),
-            InOutBuf::from(plaintext.as_mut_slice()),
-            tag.into(),
-        );
+        let opened = self.decrypt_in_place(context, nonce, &mut plaintext, tag);
         wipe_stack();
-        opened.map_err(|_| EnvelopeError::NotAuthentic)?;
-        Ok(plaintext)
+        opened.map(|()| plaintext)
+    }
+
+    /// Not inlined, here and below: the cipher's blocks of plaintext must lie in a frame that is left, for
+    /// [`wipe_stack`] to overwrite.
+    #[inline(never)]
+    fn encrypt_in_place(
+        &self,
+        context: &EnvelopeContext,
+        nonce: &[u8; NONCE_LEN],
+        plaintext: &mut [u8],
+    ) -> [u8; TAG_LEN] {
+        self.0
+            .encrypt_inout_detached(nonce.into(), context.as_bytes(), InOutBuf::from(plaintext))
+            // GCM refuses only inputs of 64 GiB and more; callers bound theirs to kilobytes.
+            .expect("plaintext within GCM's bounds")
+            .into()
+    }
+
+    #[inline(never)]
+    fn decrypt_in_place(
+        &self,
+        context: &EnvelopeContext,
+        nonce: &[u8; NONCE_LEN],
+        ciphertext: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> Result<(), EnvelopeError> {
+        self.0
+            .decrypt_inout_detached(nonce.into(), context.as_bytes(), InOutBuf::from(ciphertext), tag.into())
+            .map_err(|_| EnvelopeError::NotAuthentic)
     }
 
     /// Where the key schedule lies and how long it is, for locking its page.
@@ -88,8 +107,9 @@ impl EnvelopeKey {
 /// else happens to go as deep. 16 KiB is several times what it takes.
 #[inline(never)]
 fn wipe_stack() {
-    // By `mut`, as a shared reference to a constant would be one to static memory, and nothing on the stack be written.
-    std::hint::black_box(&mut [0_u8; 16 << 10]);
+    // Mutable, or the compiler keeps the zeros in the program and touches no stack.
+    let mut below = [0_u8; 16 << 10];
+    std::hint::black_box(&mut below);
 }
 
 impl fmt::Debug for EnvelopeKey {

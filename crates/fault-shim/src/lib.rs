@@ -2,7 +2,6 @@
 //! named by `KEYSTEAD_SHIM_SCRIPT` says. The script is read again whenever it changes. docs/fault-shim.md is for its users.
 //!
 //! Never part of Keystead: a crate of its own, for it is all `unsafe` (docs/adr/0009-fault-shim.md).
-#![deny(unsafe_code)]
 
 mod codes;
 mod entry;

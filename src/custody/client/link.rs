@@ -35,6 +35,8 @@ struct State {
 struct Link {
     outgoing: mpsc::Sender<Frame>,
     waiting: HashMap<u64, oneshot::Sender<Reply>>,
+    /// Replies that came, whoever waited for them.
+    answers: u64,
     hung: bool,
 }
 
@@ -51,7 +53,7 @@ impl Slot {
         let (sender, frames) = mpsc::channel(queue);
         let mut state = slot.state();
         state.number += 1;
-        state.link = Some(Link { outgoing: sender, waiting: HashMap::new(), hung: false });
+        state.link = Some(Link { outgoing: sender, waiting: HashMap::new(), answers: 0, hung: false });
         state.expecting = false;
         tokio::spawn(write(outgoing, frames));
         tokio::spawn(read(incoming, Arc::clone(slot), state.number));
@@ -89,15 +91,16 @@ impl Slot {
         })?;
         let (sender, reply) = oneshot::channel();
         link.waiting.insert(id, sender);
-        Ok(Waiting { slot: Arc::clone(self), number, id, reply })
+        Ok(Waiting { slot: Arc::clone(self), number, id, answers: link.answers, reply })
     }
 
-    /// Whether this is the first sign that the custodian which `waiting` asked hangs.
+    /// Whether this is the first sign that the custodian which `waiting` asked hangs: it has answered nobody since. One
+    /// that answers others is busy, not hung.
     pub(super) fn mark_hung(&self, waiting: &Waiting) -> bool {
         let mut state = self.state();
         let current = state.number == waiting.number;
         match &mut state.link {
-            Some(link) if current => !std::mem::replace(&mut link.hung, true),
+            Some(link) if current && link.answers == waiting.answers => !std::mem::replace(&mut link.hung, true),
             _ => false,
         }
     }
@@ -107,8 +110,10 @@ impl Slot {
         if state.number != number {
             return;
         }
+        let Some(link) = &mut state.link else { return };
+        link.answers += 1;
         // Nobody waits any more for a reply that came after its deadline.
-        if let Some(sender) = state.link.as_mut().and_then(|link| link.waiting.remove(&id)) {
+        if let Some(sender) = link.waiting.remove(&id) {
             let _ = sender.send(reply);
         }
     }
@@ -132,10 +137,17 @@ pub(super) struct Waiting {
     slot: Arc<Slot>,
     number: u64,
     id: u64,
+    /// Replies of the custodian when this call was sent.
+    answers: u64,
     reply: oneshot::Receiver<Reply>,
 }
 
 impl Waiting {
+    /// Whether the custodian had not answered anybody yet: it opens the token first.
+    pub(super) fn is_first(&self) -> bool {
+        self.answers == 0
+    }
+
     pub(super) async fn reply(&mut self) -> Reply {
         (&mut self.reply).await.unwrap_or(Err(CustodyError::Gone))
     }

@@ -6,11 +6,15 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::pin::Identity;
 use crate::custody::contract::CustodyError;
 
 const FORMAT: &str = "keystead-pin-rejected 1";
+
+/// Rejections of this process, for a disk that could not take the note.
+static REJECTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 pub(super) struct Latch {
     folder: PathBuf,
@@ -30,6 +34,9 @@ impl Latch {
 
     /// Whether this token has rejected the PIN from this very source.
     pub(super) fn holds(&self, serial: &str, source: Identity) -> Result<bool, CustodyError> {
+        if rejected().contains(&note(serial, source)) {
+            return Ok(true);
+        }
         match fs::read_to_string(self.path()) {
             Ok(text) => Ok(text == note(serial, source)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -39,7 +46,9 @@ impl Latch {
     }
 
     pub(super) fn prepare(&self, serial: &str, source: Identity) -> Result<Prepared<'_>, CustodyError> {
-        let file = File::create(self.draft()).map_err(|error| self.unusable(&error))?;
+        // A draft left behind is nobody's; made anew, it cannot be a link to somewhere else.
+        let _ = fs::remove_file(self.draft());
+        let file = File::create_new(self.draft()).map_err(|error| self.unusable(&error))?;
         Ok(Prepared { latch: self, file, text: note(serial, source) })
     }
 
@@ -74,6 +83,15 @@ impl Prepared<'_> {
         let _ = fs::remove_file(self.latch.draft());
         let _ = fs::remove_file(self.latch.path());
     }
+}
+
+/// The token has rejected the PIN: not tried again in this process, whatever the disk holds.
+pub(super) fn remember(serial: &str, source: Identity) {
+    rejected().push(note(serial, source));
+}
+
+fn rejected() -> MutexGuard<'static, Vec<String>> {
+    REJECTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn note(serial: &str, source: Identity) -> String {

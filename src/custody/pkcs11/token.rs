@@ -9,7 +9,7 @@ use keystead_core::RootId;
 
 use super::canary;
 use super::failure::{Failure, describe};
-use super::latch::{Latch, Prepared};
+use super::latch::{self, Latch, Prepared};
 use super::module::Module;
 use super::negotiate::{Negotiated, negotiate};
 use super::session::{Opening, Session};
@@ -196,6 +196,7 @@ fn login(
         | RvError::PinLenRange
         | RvError::PinExpired
         | RvError::PinLocked => {
+            latch::remember(&summary.serial, pin.source);
             tracing::error!(serial = summary.serial, ?code, "login was rejected");
             if let Some(Err(error)) = note.map(Prepared::put_down) {
                 tracing::error!(%error, "a rejected PIN could not be noted: do not restart before the PIN file is right");
