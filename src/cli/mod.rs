@@ -6,6 +6,7 @@
 
 mod config_check;
 mod connection;
+mod custodian;
 mod exit;
 mod init;
 mod internal;
@@ -75,6 +76,9 @@ enum Command {
     /// The tokens of the PKCS#11 module
     #[command(subcommand)]
     Token(token::Command),
+    /// The running daemon's custodian: the process that holds the PKCS#11 module and the PIN
+    #[command(name = "custodian")]
+    Custodian(custodian::Arguments),
     /// The configuration
     #[command(subcommand)]
     Config(config_check::Command),
@@ -83,9 +87,6 @@ enum Command {
     /// The process that serves requests; started by `serve`
     #[command(hide = true)]
     Server,
-    /// The process that loads the PKCS#11 module; started by `serve`
-    #[command(hide = true)]
-    Custodian,
 }
 
 /// Parses the arguments and runs the command.
@@ -102,7 +103,7 @@ pub fn run() -> ExitCode {
     };
     match cli.command {
         Command::Server => return internal::server(),
-        Command::Custodian => return internal::custodian(),
+        Command::Custodian(custodian::Arguments { command: None }) => return internal::custodian(),
         _ => {}
     }
     let format = cli.global.output;
@@ -125,8 +126,9 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Token(command) => token::run(&command, config),
         Command::Config(command) => config_check::run(&command, config),
         Command::Kms(arguments) => kms::run(&arguments, config, cli.global.output),
+        Command::Custodian(custodian::Arguments { command: Some(command) }) => custodian::run(&command, config),
         // Both were taken before.
-        Command::Server | Command::Custodian => Ok(Report::silent()),
+        Command::Server | Command::Custodian(custodian::Arguments { command: None }) => Ok(Report::silent()),
     }
 }
 
@@ -182,6 +184,7 @@ mod tests {
             "keystead kms bench --seconds 1 --concurrency 8 --operation decrypt",
             "keystead server",
             "keystead custodian",
+            "keystead custodian restart",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }

@@ -69,6 +69,7 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("custody.queue", json!(custody.queue)),
         ("custody.timeout", json!(show_duration(custody.timeout))),
         ("custody.grace", json!(settings.custody_grace.map(show_duration))),
+        ("custody.probe_interval", json!(show_duration(settings.custody_probe_interval))),
         ("custody.environment", json!(custody.environment)),
         ("store.path", path(&settings.store.path)),
     ];

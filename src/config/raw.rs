@@ -45,6 +45,7 @@ pub struct Custody {
     pub queue: Option<Spanned<i64>>,
     pub timeout: Option<Spanned<Span>>,
     pub grace: Option<Spanned<Span>>,
+    pub probe_interval: Option<Spanned<Span>>,
     pub environment: Option<Spanned<BTreeMap<String, String>>>,
 }
 

@@ -30,6 +30,8 @@ pub struct Settings {
     pub custody: CustodySettings,
     /// How long custody may be away before loaded keys are given up; `None` keeps them for ever.
     pub custody_grace: Option<Duration>,
+    /// How often the token is asked whether it is well while nothing is wrong.
+    pub custody_probe_interval: Duration,
     pub store: StoreSettings,
     pub kms: KmsSettings,
     pub admin: AdminSettings,
@@ -108,6 +110,7 @@ impl Builder<'_> {
                 None => node::derive(self.site)?,
             },
             custody_grace: self.grace(&raw.custody)?,
+            custody_probe_interval: self.probe_interval(&raw.custody)?,
             custody: self.custody(raw.custody, &store)?,
             store,
             kms: self.kms(raw.kms)?,
@@ -137,6 +140,12 @@ impl Builder<'_> {
         let Some(grace) = &raw.grace else { return Ok(None) };
         let bounds = Duration::from_secs(1)..=Duration::from_secs(366 * 24 * 3600);
         self.duration("custody.grace", Some((grace.span(), grace.get_ref().0)), Duration::ZERO, bounds).map(Some)
+    }
+
+    fn probe_interval(&self, raw: &raw::Custody) -> Result<Duration, ConfigError> {
+        let value = raw.probe_interval.as_ref().map(|interval| (interval.span(), interval.get_ref().0));
+        let bounds = Duration::from_secs(1)..=Duration::from_secs(3600);
+        self.duration("custody.probe_interval", value, Duration::from_secs(30), bounds)
     }
 
     fn custody(&self, raw: raw::Custody, store: &StoreSettings) -> Result<CustodySettings, ConfigError> {

@@ -26,6 +26,9 @@ const KEY_GENERATION_DEADLINES: u32 = 4;
 /// So may opening a token: login, negotiation, on some an RSA trial key. A custodian's first answer has this many.
 const OPENING_DEADLINES: u32 = 4;
 
+/// The one before gets seconds to end in good order, then the next has to start.
+const REPLACED_WITHIN: Duration = Duration::from_secs(10);
+
 /// A handle to the custodian of the moment.
 #[derive(Clone)]
 pub struct CustodyClient {
@@ -41,6 +44,7 @@ struct Shared {
     slot: Arc<Slot>,
     counters: Counters,
     hung: watch::Sender<u64>,
+    replacements: watch::Sender<u64>,
 }
 
 impl CustodyClient {
@@ -57,6 +61,7 @@ impl CustodyClient {
                 slot: Arc::default(),
                 counters: Counters::default(),
                 hung: watch::Sender::new(0),
+                replacements: watch::Sender::new(0),
             }),
         }
     }
@@ -90,6 +95,31 @@ impl CustodyClient {
         self.shared.slot.lost.subscribe()
     }
 
+    /// Counts what [`Self::replace`] asked for. A change means: see to another custodian, then [`Self::detach`] this one.
+    pub fn replacements(&self) -> watch::Receiver<u64> {
+        self.shared.replacements.subscribe()
+    }
+
+    /// Connections attached so far.
+    pub fn attachments(&self) -> u64 {
+        *self.shared.slot.attached.borrow()
+    }
+
+    /// Asks for another custodian and waits until it is attached, or for long enough that it will not come.
+    pub async fn replace(&self) {
+        let mut attached = self.shared.slot.attached.subscribe();
+        let before = *attached.borrow_and_update();
+        self.shared.replacements.send_modify(|count| *count += 1);
+        if tokio::time::timeout(REPLACED_WITHIN, attached.wait_for(|now| *now != before)).await.is_err() {
+            self.shared.slot.give_up();
+        }
+    }
+
+    /// Lets go of the custodian, which ends by itself. Calls wait for its successor, within their deadlines.
+    pub fn detach(&self) {
+        self.shared.slot.detach();
+    }
+
     /// Operations since the start, by kind and outcome.
     pub fn operations(&self) -> Vec<OperationCount> {
         self.shared.counters.snapshot()
@@ -110,14 +140,21 @@ impl CustodyClient {
     async fn exchange(&self, request: Request) -> Reply {
         let shared = &*self.shared;
         let _permit = shared.permits.try_acquire().map_err(|_| CustodyError::Busy)?;
+        let started = tokio::time::Instant::now();
+        if shared.slot.is_expecting() {
+            let mut attached = shared.slot.attached.subscribe();
+            let _ = tokio::time::timeout(shared.timeout, attached.wait_for(|_| !shared.slot.is_expecting())).await;
+        }
         let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
         let mut waiting = shared.slot.send(id, frames::encode_request(id, &request))?;
         let deadline = match request {
             Request::NewKek { .. } | Request::WrapKek { .. } => shared.timeout * KEY_GENERATION_DEADLINES,
+            // Opens the token as a first one does.
+            Request::Reopen => shared.timeout * OPENING_DEADLINES,
             _ if waiting.is_first() => shared.timeout * OPENING_DEADLINES,
             _ => shared.timeout,
         };
-        match tokio::time::timeout(deadline, waiting.reply()).await {
+        match tokio::time::timeout_at(started + deadline, waiting.reply()).await {
             Ok(reply) => reply,
             Err(_) => {
                 if shared.slot.mark_hung(&waiting) {
@@ -202,6 +239,11 @@ impl CustodyClient {
 
     pub async fn destroy_cmk(&self, root_id: RootId) -> Result<(), CustodyError> {
         self.done(Request::DestroyCmk { root_id }).await
+    }
+
+    /// See [`Request::Reopen`].
+    pub async fn reopen(&self) -> Result<(), CustodyError> {
+        self.done(Request::Reopen).await
     }
 
     pub async fn probe(&self) -> Result<(), CustodyError> {

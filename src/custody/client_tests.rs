@@ -125,3 +125,23 @@ async fn outcomes_are_counted_by_kind() {
     let line = OperationCount { request: "probe", outcome: "gone", count: 1 };
     assert_eq!(client.operations(), [line]);
 }
+
+#[tokio::test]
+async fn call_during_a_replacement_waits_for_the_next_custodian() {
+    let (client, _old) = attached(8);
+    client.detach();
+    let (reply, ()) = tokio::join!(client.probe(), async {
+        let mut new = attach(&client);
+        let (id, _) = read_request(&mut new).await;
+        answer(&mut new, id, Ok(Answer::Done)).await;
+    });
+    assert_eq!(reply, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn replacement_that_does_not_come_leaves_calls_gone() {
+    let (client, _old) = attached(8);
+    client.detach();
+    client.replace().await;
+    assert_eq!(client.probe().await, Err(CustodyError::Gone));
+}

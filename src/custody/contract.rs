@@ -51,8 +51,12 @@ pub enum Request {
     DestroyEpoch(EpochRef),
     /// Destroys the CMK of a rotation that was rolled back; one that is gone already is fine.
     DestroyCmk { root_id: RootId },
-    /// Known-answer canary on a fresh session: only its failure means that the device is down.
+    /// Known-answer canary on a fresh session: only its failure means that the device is down. `CmkMissing`, once, when
+    /// the CMK used last is no longer there: reason to look whether it is still the same token.
     Probe,
+    /// Closes the token and opens it again: sessions, module, login. For a token that answers but is not the right one;
+    /// the module may still show what was plugged in before.
+    Reopen,
 }
 
 /// A KEK on its way into custody. Shared, not copied; compared by commitment.
@@ -97,6 +101,8 @@ pub struct TokenDescription {
     /// `sha256-hmac` or `aes-cmac`.
     pub authentication: String,
     pub sessions: u32,
+    /// How often this custodian has opened the token: after each, it may be another one.
+    pub openings: u64,
     /// PKCS#11 calls that reached the device since the custodian started.
     pub device_operations: u64,
 }
@@ -157,6 +163,22 @@ pub enum CustodyError {
     CmkMissing { root_id: String },
     #[error("the token has no epoch secret {number} for this keyring and node")]
     EpochMissing { number: u64 },
+    /// Found by the server, as are the next two: it knows which token it was, and what must be on it.
+    #[error(
+        "token {serial} answers, but has none of this keyring's keys: it is {}. Put the right token back",
+        match expected { Some(expected) => format!("not token {expected}, which was here before"),
+            None => "another token, or was initialised anew".to_owned() }
+    )]
+    TokenReplaced { serial: String, expected: Option<String> },
+    #[error(
+        "token {serial} was initialised anew: this keyring's keys on it are gone. Restore the token from its backup"
+    )]
+    TokenReinitialized { serial: String },
+    #[error(
+        "token {serial} is older than the store: it is at epoch {token}, the record at {record}. It was restored from a \
+         backup, or is an older copy. Put the right token back"
+    )]
+    TokenOlder { serial: String, record: u64, token: u64 },
     /// The wrap is damaged or of another context; the canary says that the device is well.
     #[error("the token refused the wrapped key: it is damaged or belongs elsewhere")]
     WrapRejected,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::contract::{CustodyError, Request};
 use super::frames::Reply;
 
-const REQUESTS: [&str; 12] = [
+const REQUESTS: [&str; 13] = [
     "describe",
     "list_tokens",
     "list_cmks",
@@ -18,9 +18,10 @@ const REQUESTS: [&str; 12] = [
     "destroy_cmk",
     "probe",
     "wrap_kek",
+    "reopen",
 ];
 
-const OUTCOMES: [&str; 16] = [
+const OUTCOMES: [&str; 19] = [
     "ok",
     "gone",
     "timed_out",
@@ -37,6 +38,9 @@ const OUTCOMES: [&str; 16] = [
     "epoch_missing",
     "wrap_rejected",
     "device",
+    "token_replaced",
+    "token_reinitialized",
+    "token_older",
 ];
 
 /// One line of the metric "custody operations".
@@ -84,6 +88,7 @@ impl From<&Request> for RequestKind {
             Request::DestroyCmk { .. } => 9,
             Request::Probe => 10,
             Request::WrapKek { .. } => 11,
+            Request::Reopen => 12,
         })
     }
 }
@@ -107,6 +112,9 @@ fn outcome(reply: &Reply) -> usize {
             CustodyError::EpochMissing { .. } => 13,
             CustodyError::WrapRejected => 14,
             CustodyError::Device { .. } => 15,
+            CustodyError::TokenReplaced { .. } => 16,
+            CustodyError::TokenReinitialized { .. } => 17,
+            CustodyError::TokenOlder { .. } => 18,
         },
     }
 }

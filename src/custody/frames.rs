@@ -77,6 +77,7 @@ pub fn encode_request(id: u64, request: &Request) -> Frame {
             write_context(&mut out, context);
             out.raw(kek.0.expose());
         }
+        Request::Reopen => out.u8(13),
     }
     finish(out)
 }
@@ -110,6 +111,7 @@ pub fn decode_request(body: &[u8]) -> Result<(u64, Request), FrameError> {
             let context = read_context(&mut fields)?;
             Request::WrapKek { context, kek: GivenKek(Arc::new(read_kek(&mut fields)?)) }
         }
+        13 => Request::Reopen,
         _ => return Err(FrameError::Malformed("an unknown request")),
     };
     fields.end()?;
@@ -310,6 +312,7 @@ fn write_description(out: &mut Writer, description: &TokenDescription) {
     out.text(&description.mechanism, MAX_NAME);
     out.text(&description.authentication, MAX_NAME);
     out.u32(description.sessions);
+    out.u64(description.openings);
     out.u64(description.device_operations);
 }
 
@@ -320,6 +323,7 @@ fn read_description(fields: &mut Reader<'_>) -> Result<TokenDescription, FrameEr
         mechanism: fields.text(MAX_NAME)?.to_owned(),
         authentication: fields.text(MAX_NAME)?.to_owned(),
         sessions: fields.u32()?,
+        openings: fields.u64()?,
         device_operations: fields.u64()?,
     })
 }
@@ -386,6 +390,17 @@ fn write_error(out: &mut Writer, error: &CustodyError) {
         }
         CustodyError::WrapRejected => out.u8(14),
         CustodyError::Device { detail } => with_text(15, detail),
+        CustodyError::TokenReplaced { serial, expected } => {
+            with_text(16, serial);
+            out.u8(u8::from(expected.is_some()));
+            out.text(expected.as_deref().unwrap_or_default(), MAX_DETAIL);
+        }
+        CustodyError::TokenReinitialized { serial } => with_text(17, serial),
+        CustodyError::TokenOlder { serial, record, token } => {
+            with_text(18, serial);
+            out.u64(*record);
+            out.u64(*token);
+        }
     }
 }
 
@@ -408,6 +423,14 @@ fn read_error(fields: &mut Reader<'_>) -> Result<CustodyError, FrameError> {
         13 => CustodyError::EpochMissing { number: fields.u64()? },
         14 => CustodyError::WrapRejected,
         15 => CustodyError::Device { detail: text()? },
+        16 => {
+            let serial = text()?;
+            let known = fields.bool()?;
+            let expected = fields.text(MAX_DETAIL)?.to_owned();
+            CustodyError::TokenReplaced { serial, expected: known.then_some(expected) }
+        }
+        17 => CustodyError::TokenReinitialized { serial: text()? },
+        18 => CustodyError::TokenOlder { serial: text()?, record: fields.u64()?, token: fields.u64()? },
         _ => return Err(FrameError::Malformed("an unknown error")),
     })
 }

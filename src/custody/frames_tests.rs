@@ -36,6 +36,7 @@ fn requests() -> Vec<Request> {
         Request::DestroyCmk { root_id: context().root_id },
         Request::Probe,
         Request::WrapKek { context: context(), kek: GivenKek(Arc::new(Kek::take(&mut [6; 32]))) },
+        Request::Reopen,
     ]
 }
 
@@ -59,6 +60,7 @@ fn replies() -> Vec<Reply> {
         mechanism: "aes-gcm (IV by caller)".into(),
         authentication: "sha256-hmac".into(),
         sessions: 2,
+        openings: 3,
         device_operations: 77,
     };
     let pins = [PinState::FinalTry, PinState::CountLow, PinState::Locked, PinState::NotSet];

@@ -36,6 +36,8 @@ pub enum Report {
     CustodianHung { restarts: u32 },
     /// The answer to [`Order::Ask`]: the runtime still runs what it is given.
     Alive,
+    /// An admin wants the custodian replaced, whichever it is: it ends by itself, as its connection is closed.
+    ReplaceCustodian,
     /// One line for the service manager.
     Status(String),
 }

@@ -10,7 +10,7 @@ use keystead_wire::admin::v1::admin_server::AdminServer;
 use keystead_wire::kms::v2::key_management_service_server::KeyManagementServiceServer;
 use tokio::sync::{Notify, watch};
 
-use super::control::ControlServerEnd;
+use super::control::{ControlReporter, ControlServerEnd};
 use super::sandbox::Confinement;
 use super::seccomp::Filtering;
 use super::server::{Listeners, LockdownReport, follow_orders};
@@ -53,8 +53,12 @@ pub async fn run(
 ) -> std::io::Result<()> {
     let custody = CustodyClient::new(settings.custody.timeout, settings.custody.queue);
     let keys = Arc::new(KeyService::new(custody.clone(), settings.custody.sessions));
-    let key_settings =
-        KeySettings { keyring: settings.keyring, node: settings.node, custody_grace: settings.custody_grace };
+    let key_settings = KeySettings {
+        keyring: settings.keyring,
+        node: settings.node,
+        custody_grace: settings.custody_grace,
+        probe_interval: settings.custody_probe_interval,
+    };
     let lifecycle = Arc::new(Lifecycle::new(key_settings, store, custody.clone(), keys.clone()));
     let restarts = Arc::new(AtomicU32::new(0));
     let (ending, ended) = watch::channel(false);
@@ -95,6 +99,7 @@ pub async fn run(
         }
     });
     tokio::spawn(follow_disconnects(custody.clone(), changed.clone()));
+    tokio::spawn(follow_replacements(custody.clone(), reporter.clone()));
     let counted = restarts.clone();
     let hung = custody.hung();
     tokio::spawn(async move {
@@ -167,6 +172,17 @@ async fn follow_disconnects(custody: CustodyClient, changed: Arc<Notify>) {
     let mut disconnected = custody.disconnected();
     while disconnected.changed().await.is_ok() {
         changed.notify_one();
+    }
+}
+
+/// The supervisor first: a custodian that ends before it has heard would count as crashed.
+async fn follow_replacements(custody: CustodyClient, reporter: ControlReporter) {
+    let mut replacements = custody.replacements();
+    while replacements.changed().await.is_ok() {
+        match reporter.replace_custodian() {
+            Ok(()) => custody.detach(),
+            Err(error) => tracing::error!(%error, "the supervisor cannot be asked for another custodian"),
+        }
     }
 }
 

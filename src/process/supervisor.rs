@@ -330,6 +330,12 @@ impl Supervisor {
                 }
                 Ok(Some(Report::Status(text))) => notify(NotifyState::Status(&text)),
                 Ok(Some(Report::CustodianHung { restarts })) => self.replace_hung_custodian(restarts),
+                Ok(Some(Report::ReplaceCustodian)) => {
+                    tracing::info!("the custodian is replaced as asked");
+                    // The server closes its connection, on which it ends; one that hangs does not.
+                    self.custodian.must_end_within(CUSTODIAN_FAREWELL);
+                    self.custodian.start_at_once();
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // The end of the channel is the end of the server: nobody is left who could be told anything.
                 Ok(None) => return self.server_hung_up(),

@@ -14,7 +14,8 @@ use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
     Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse,
-    RescueRequest, RescueResponse, Root, RotateProgress, RotateRequest, Sandbox,
+    RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress,
+    RotateRequest, Sandbox,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -166,6 +167,18 @@ impl Admin for AdminService {
             rescued: rescued.file.generations.iter().map(|generation| generation.key_id.to_string()).collect(),
             not_loaded: rescued.not_loaded.iter().map(ToString::to_string).collect(),
         }))
+    }
+
+    async fn restart_custodian(
+        &self,
+        _request: Request<RestartCustodianRequest>,
+    ) -> Result<Response<RestartCustodianResponse>, Status> {
+        let lifecycle = self.lifecycle.clone();
+        // A task of its own: a client that hangs up leaves no custodian half replaced.
+        let state = tokio::spawn(async move { lifecycle.restart_custodian().await })
+            .await
+            .map_err(|_| Status::internal("the restart was broken off"))?;
+        Ok(Response::new(RestartCustodianResponse { custody: Some(self.custody(state)) }))
     }
 }
 

@@ -11,6 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::epoch::{LoadError, Records};
 use super::explain::explain;
+use super::identity::{self, Identity};
 use super::keys::{KeyService, Keys, ServeError, Serving, unwrap_checked};
 use super::rotation::Settled;
 use crate::custody::client::CustodyClient;
@@ -27,6 +28,8 @@ pub struct KeySettings {
     pub node: NodeId,
     /// How long custody may be away before loaded keys are given up; `None` keeps them for ever.
     pub custody_grace: Option<Duration>,
+    /// How often a custody without a fault is asked whether it is well.
+    pub probe_interval: Duration,
 }
 
 /// One daemon's key: its store, its custody, and what it serves from them.
@@ -45,6 +48,8 @@ pub struct Lifecycle {
     checked: Mutex<Duration>,
     /// What custody said last, for status.
     custody_state: Mutex<CustodyState>,
+    /// Which token was proven to be the right one, and when.
+    pub(super) identity: Mutex<Identity>,
 }
 
 /// Custody as last seen.
@@ -71,6 +76,9 @@ impl CustodyState {
             Some(CustodyError::PinFinalTry { .. }) => "pin-final-try",
             Some(CustodyError::PinUnreadable { .. }) => "pin-unreadable",
             Some(CustodyError::Unsupported { .. }) => "unsupported",
+            Some(CustodyError::TokenReplaced { .. }) => "token-replaced",
+            Some(CustodyError::TokenReinitialized { .. }) => "token-reinitialized",
+            Some(CustodyError::TokenOlder { .. }) => "token-older",
             Some(CustodyError::CmkMissing { .. }) => "cmk-missing",
             Some(CustodyError::EpochMissing { .. }) => "epoch-missing",
             Some(CustodyError::WrapRejected) => "wrap-rejected",
@@ -103,6 +111,7 @@ impl Lifecycle {
             reload_needed: AtomicBool::new(false),
             checked: Mutex::new(boot_time()),
             custody_state: Mutex::new(CustodyState::default()),
+            identity: Mutex::default(),
         }
     }
 
@@ -122,7 +131,28 @@ impl Lifecycle {
     /// from time to time; returns how long to wait until the next call.
     pub async fn tend(&self) -> Duration {
         let _turn = self.turn.lock().await;
-        self.describe_custody().await;
+        self.tend_once().await;
+        match &self.keys.serving().availability {
+            Availability::Online if self.is_unsettled() => Duration::from_secs(5).min(self.settings.probe_interval),
+            Availability::Online => self.settings.probe_interval,
+            Availability::Degraded { .. } => Duration::from_secs(1),
+            Availability::Sealed(SealReason::RecordRejected) => Duration::from_secs(10),
+            Availability::Sealed(_) => Duration::from_secs(1),
+        }
+    }
+
+    /// Has the custodian replaced by a fresh one, which loads the module and reads the PIN anew; then looks how it fares.
+    /// A change under way is let finish first. Loaded keys are served throughout.
+    pub async fn restart_custodian(&self) -> CustodyState {
+        let _turn = self.turn.lock().await;
+        tracing::info!("the custodian is replaced as asked");
+        self.custody.replace().await;
+        self.tend_once().await;
+        self.custody_state()
+    }
+
+    /// Needs the turn.
+    async fn tend_once(&self) {
         if self.keys.serving().availability.serves() {
             self.probe().await;
             if self.keys.serving().availability == Availability::Online {
@@ -133,18 +163,27 @@ impl Lifecycle {
         } else {
             self.start().await;
         }
-        match &self.keys.serving().availability {
-            Availability::Online if self.is_unsettled() => Duration::from_secs(5),
-            Availability::Online => Duration::from_secs(30),
-            Availability::Degraded { .. } => Duration::from_secs(1),
-            Availability::Sealed(SealReason::RecordRejected) => Duration::from_secs(10),
-            Availability::Sealed(_) => Duration::from_secs(1),
-        }
     }
 
     /// Loads the record and the active key; needs the turn.
     async fn start(&self) {
-        match self.try_start().await {
+        self.look_again().await;
+        let described = self.custody.describe().await;
+        let outcome = match &described {
+            Ok(_) => self.try_start().await,
+            Err(error) => Err(StartError::Load(LoadError::Custody(error.clone()))),
+        };
+        if let (Ok(_), Ok(description)) = (&outcome, &described) {
+            self.prove(description);
+        }
+        self.note_custody(match (&outcome, described) {
+            (Err(error), Ok(token)) => match fault_of(error, &token) {
+                Some(fault) => Err(fault),
+                None => Ok(token),
+            },
+            (_, described) => described,
+        });
+        match outcome {
             Ok(keys) => {
                 let keyring = keys.keyring.clone();
                 self.observe(Observation::Loaded, String::new(), Some(Arc::new(keys)));
@@ -191,20 +230,32 @@ impl Lifecycle {
         Ok(keys)
     }
 
-    /// Asks the canary whether custody is there.
-    async fn probe(&self) {
-        match self.custody.probe().await {
-            Ok(()) => self.observe(Observation::CustodyAnswered, String::new(), None),
+    /// Asks whether custody is well and the token the right one; needs the turn.
+    pub(super) async fn probe(&self) {
+        let mut outcome = self.examine().await;
+        if matches!(outcome, Err(CustodyError::EpochMissing { .. })) {
+            // The token is ahead of memory: custody was lost between a change's record and its publication.
+            self.reload_needed.store(true, Ordering::Relaxed);
+            self.settle().await;
+            outcome = self.examine().await;
+        }
+        match &outcome {
+            Ok(_) => self.observe(Observation::CustodyAnswered, String::new(), None),
+            // Says nothing of the token.
             Err(CustodyError::Busy) => {}
             Err(error) => {
+                let what = if identity::is_wrong(error) { "custody is not the right one" } else { "custody is away" };
                 if self.keys.serving().availability == Availability::Online {
-                    tracing::error!(%error, "custody is away; serving goes on from memory");
+                    tracing::error!(%error, "{what}; serving goes on from memory");
                 }
                 let reason = format!(
-                    "custody is away: {error}. Loaded keys are served on. DO NOT RESTART this daemon until custody is back"
+                    "{what}: {error}. Loaded keys are served on. DO NOT RESTART this daemon until custody is back"
                 );
                 self.observe(Observation::CustodyLost, reason, None);
             }
+        }
+        if !matches!(outcome, Err(CustodyError::Busy)) {
+            self.note_custody(outcome);
         }
         self.observe(Observation::Tick, self.keys.serving().reason.clone(), None);
     }
@@ -246,8 +297,8 @@ impl Lifecycle {
         self.records.in_debt() || self.reload_needed.load(Ordering::Relaxed)
     }
 
-    async fn describe_custody(&self) {
-        let outcome = self.custody.describe().await;
+    /// Keeps what custody said for status, and logs what is new.
+    fn note_custody(&self, outcome: Result<TokenDescription, CustodyError>) {
         let mut state = self.custody_state.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
             Ok(description) => {
@@ -264,10 +315,12 @@ impl Lifecycle {
                 *state = CustodyState { description: Some(description), fault: None };
             }
             Err(fault) => {
-                if state.fault.as_ref() != Some(&fault) {
-                    tracing::warn!(error = %fault, "custody does not answer");
+                let before = state.fault.replace(fault);
+                if before != state.fault
+                    && let Some(error) = &state.fault
+                {
+                    tracing::warn!(state = state.name(), %error, "custody cannot be used");
                 }
-                state.fault = Some(fault);
             }
         }
     }
@@ -308,8 +361,23 @@ impl Lifecycle {
     }
 }
 
+/// What a start that failed says of the token, if anything.
+fn fault_of(error: &StartError, description: &TokenDescription) -> Option<CustodyError> {
+    let serial = description.token.serial.clone();
+    match error {
+        StartError::Load(LoadError::Custody(fault)) | StartError::Active(ServeError::Custody(fault)) => {
+            Some(fault.clone())
+        }
+        StartError::Load(LoadError::NoEpochSecret) => Some(CustodyError::TokenReplaced { serial, expected: None }),
+        StartError::Load(LoadError::TokenOlderThanStore { record, token }) => {
+            Some(CustodyError::TokenOlder { serial, record: *record, token: *token })
+        }
+        _ => None,
+    }
+}
+
 /// Time since boot, suspend included; never steps.
-fn boot_time() -> Duration {
+pub(super) fn boot_time() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }

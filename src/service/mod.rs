@@ -5,6 +5,7 @@
 
 pub mod epoch;
 pub mod explain;
+mod identity;
 pub mod init;
 pub mod keys;
 pub mod lifecycle;

@@ -65,6 +65,10 @@ impl Lifecycle {
         let _alone =
             self.rotating.try_lock().map_err(|_| RotationError::Refused("another rotation is under way".into()))?;
         let _turn = self.turn.lock().await;
+        if self.keys.serving().availability == Availability::Online {
+            // A token that went away or was swapped since the last look is no token to make keys on.
+            self.probe().await;
+        }
         self.settle().await;
         let serving = self.keys.serving();
         if serving.availability != Availability::Online {

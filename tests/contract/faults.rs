@@ -22,6 +22,8 @@ pub const CASES: &[(&str, TokenCase)] = &[
     ("token_that_hands_keys_out_is_refused", extractable),
     ("token_without_gcm_is_used_by_ecdh", no_gcm),
     ("device_removed_is_opened_again_in_place", dies),
+    ("token_is_opened_anew_when_told_and_serves_on", reopened),
+    ("probe_says_once_that_the_cmk_used_last_is_gone", probe_misses_cmk),
 ];
 
 /// Faults that are built on SoftHSM's ways: the caller makes the IV there.
@@ -123,6 +125,28 @@ fn dies(make: MakeRig) {
     let opened = eventually(|| unwrap(&custody, &context(1), &wrap.bytes));
     assert_eq!(opened.expose(), kek.expose());
     assert_eq!(logins(&rig), 2, "the module was to be started again once");
+}
+
+fn reopened(make: MakeRig) {
+    let rig = with_fault(make(&["keystead"]), "none");
+    let custody = Custody::start(rig.settings(MechanismChoice::Auto));
+    let (wrap, kek) = new_kek(&custody, &context(1));
+    let before = describe(&custody).openings;
+    done(&custody, Request::Reopen);
+    assert_eq!((describe(&custody).openings, logins(&rig)), (before + 1, 2));
+    assert_eq!(unwrap(&custody, &context(1), &wrap.bytes).unwrap().expose(), kek.expose());
+}
+
+fn probe_misses_cmk(make: MakeRig) {
+    let rig = make(&["keystead"]);
+    let custody = Custody::start(rig.settings(MechanismChoice::Auto));
+    new_kek(&custody, &context(1));
+    // Another key stays, so that the token is not empty.
+    new_kek(&custody, &context(2));
+    done(&custody, Request::DestroyCmk { root_id: context(2).root_id });
+    let error = custody.ask(Request::Probe).unwrap_err();
+    assert!(matches!(error, CustodyError::CmkMissing { .. }), "{error:?}");
+    done(&custody, Request::Probe);
 }
 
 fn iv_mode(make: MakeRig, fault: &str, mechanism: &str) {

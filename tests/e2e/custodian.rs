@@ -1,49 +1,13 @@
 //! A custodian that is killed, crashes or hangs: replaced, while what is loaded is served without one failed call.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
 use rustix::process::Signal;
 
-use crate::daemon::{Daemon, Finished, Kms, Site, decrypt, encrypt};
-
-/// Calls Encrypt and Decrypt without pause until stopped; every call must succeed.
-struct Load {
-    stop: Arc<AtomicBool>,
-    calls: Arc<AtomicU64>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
-}
-
-impl Load {
-    async fn start(kms: &Kms) -> Self {
-        let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let tasks = (0..4)
-            .map(|_| {
-                let (mut kms, stop, calls) = (kms.clone(), stop.clone(), calls.clone());
-                tokio::spawn(async move {
-                    while !stop.load(Ordering::Relaxed) {
-                        let encrypted = encrypt(&mut kms, &[3; 32]).await;
-                        assert_eq!(decrypt(&mut kms, &encrypted).await.expect("decrypts"), [3; 32]);
-                        calls.fetch_add(2, Ordering::Relaxed);
-                    }
-                })
-            })
-            .collect();
-        Self { stop, calls, tasks }
-    }
-
-    async fn stop(self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks {
-            task.await.expect("no call failed");
-        }
-        self.calls.load(Ordering::Relaxed)
-    }
-}
+use crate::daemon::{Daemon, Finished, Site, decrypt, encrypt};
+use crate::load::Load;
 
 async fn survives(daemon: &Daemon, site: &Site, signal: Signal) {
     let mut kms = daemon.kms().await;
-    let load = Load::start(&kms).await;
+    let load = Load::start(&kms);
     let restarts = daemon.status().await.custody.unwrap_or_default().restarts;
     let killed = daemon.kill_role("custodian", signal);
     if signal == Signal::SEGV {
@@ -88,7 +52,7 @@ async fn hung_custodian_is_replaced_while_requests_are_served() {
     site.configure(&custody, "");
     let daemon = site.serve().await;
     let kms = daemon.kms().await;
-    let load = Load::start(&kms).await;
+    let load = Load::start(&kms);
     let hung = daemon.kill_role("custodian", Signal::STOP);
     // Anything that needs custody finds out; a rotation does at once.
     site.keystead(["key", "rotate", "--yes"]).expect_failure(4);

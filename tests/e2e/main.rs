@@ -1,6 +1,7 @@
 //! The real daemon on a real SoftHSM token, as its users meet it. Each test has its own folder, token and sockets.
 
 mod authority;
+mod boot;
 mod clients;
 mod configs;
 mod crash;
@@ -9,8 +10,10 @@ mod daemon;
 mod disk;
 mod etcd;
 mod grpcio;
+mod hotswap;
 mod input;
 mod kms;
+mod load;
 mod logs;
 mod memory;
 mod misconfigured;
@@ -18,6 +21,7 @@ mod quickstart;
 mod recover;
 mod recovery;
 mod rotation;
+mod shim;
 mod sockets;
 mod stale;
 mod token;

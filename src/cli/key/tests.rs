@@ -5,8 +5,8 @@ use std::pin::Pin;
 use futures_util::Stream;
 use keystead_wire::admin::v1::admin_server::{Admin, AdminServer};
 use keystead_wire::admin::v1::{
-    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, RescueRequest, RescueResponse, Root, RotateProgress,
-    RotateRequest,
+    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, RescueRequest, RescueResponse,
+    RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress, RotateRequest,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -77,6 +77,14 @@ impl Admin for Fake {
     async fn rescue(&self, _: Request<RescueRequest>) -> Result<Response<RescueResponse>, Status> {
         self.admitted()?;
         Ok(Response::new(RescueResponse::default()))
+    }
+
+    async fn restart_custodian(
+        &self,
+        _: Request<RestartCustodianRequest>,
+    ) -> Result<Response<RestartCustodianResponse>, Status> {
+        self.admitted()?;
+        Ok(Response::new(RestartCustodianResponse::default()))
     }
 }
 

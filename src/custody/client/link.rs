@@ -19,6 +19,8 @@ pub(super) struct Slot {
     link: Mutex<State>,
     /// Connections that ended on their own.
     pub(super) lost: watch::Sender<u64>,
+    /// Connections that were attached.
+    pub(super) attached: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -26,6 +28,8 @@ struct State {
     /// Counts attachments, so that the tasks of an old connection do not touch the new one.
     number: u64,
     link: Option<Link>,
+    /// Detached on purpose: another one is on its way.
+    expecting: bool,
 }
 
 struct Link {
@@ -38,7 +42,7 @@ struct Link {
 
 impl Default for Slot {
     fn default() -> Self {
-        Self { link: Mutex::default(), lost: watch::Sender::new(0) }
+        Self { link: Mutex::default(), lost: watch::Sender::new(0), attached: watch::Sender::new(0) }
     }
 }
 
@@ -50,8 +54,26 @@ impl Slot {
         let mut state = slot.state();
         state.number += 1;
         state.link = Some(Link { outgoing: sender, waiting: HashMap::new(), answers: 0, hung: false });
+        state.expecting = false;
         tokio::spawn(write(outgoing, frames));
         tokio::spawn(read(incoming, Arc::clone(slot), state.number));
+        slot.attached.send_replace(state.number);
+    }
+
+    /// Closes the connection, which is the order to its custodian to end; calls wait for the next one from now on.
+    pub(super) fn detach(&self) {
+        let mut state = self.state();
+        state.link = None;
+        state.expecting = true;
+    }
+
+    /// The one expected did not come.
+    pub(super) fn give_up(&self) {
+        self.state().expecting = false;
+    }
+
+    pub(super) fn is_expecting(&self) -> bool {
+        self.state().expecting
     }
 
     pub(super) fn is_attached(&self) -> bool {

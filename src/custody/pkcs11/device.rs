@@ -74,9 +74,17 @@ impl Device {
                 mechanism: token.negotiated.mechanism.to_string(),
                 authentication: token.negotiated.authentication.to_string(),
                 sessions: u32::try_from(self.settings.sessions.max(1)).unwrap_or(u32::MAX),
+                openings: state.opening,
                 device_operations: self.operations.load(Ordering::Relaxed),
             }));
         }
+    }
+
+    fn reopen_as_told(&self) -> Result<Answer, CustodyError> {
+        let mut state = self.write();
+        state.token = None;
+        state.open(&self.settings, &self.operations)?;
+        Ok(Answer::Done)
     }
 
     /// Works whatever is wrong with the token that custody is set up for: this is how one finds out.
@@ -174,6 +182,7 @@ impl Custodian for Device {
         match &request {
             Request::Describe => self.describe(),
             Request::ListTokens => self.list_tokens(),
+            Request::Reopen => self.reopen_as_told(),
             request => self.on_token(seat, request),
         }
     }

@@ -38,7 +38,7 @@ pub(super) fn perform(token: &Token, session: &mut Session, request: &Request) -
         }
         Request::Probe => token.probe(),
         // Answered by the device, which knows what is not the token's own.
-        Request::Describe | Request::ListTokens => Err(Failure::device("no request for a token")),
+        Request::Describe | Request::ListTokens | Request::Reopen => Err(Failure::device("no request for a token")),
     }
 }
 

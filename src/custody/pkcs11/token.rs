@@ -115,6 +115,10 @@ impl Token {
         let mut session = Session::open(&self.opening)?;
         let last_used = lock(&self.last_used).clone();
         self.canary(&mut session, last_used.as_ref())?;
+        if let Some(root) = last_used {
+            // Said once: a rotation that was rolled back destroys its CMK, too.
+            session.cmk(&root).inspect_err(|_| *lock(&self.last_used) = None)?;
+        }
         Ok(Answer::Done)
     }
 

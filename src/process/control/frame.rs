@@ -17,6 +17,7 @@ const ASK: u8 = b'?';
 const READY: u8 = b'R';
 const CUSTODIAN_HUNG: u8 = b'H';
 const ALIVE: u8 = b'A';
+const REPLACE_CUSTODIAN: u8 = b'P';
 const STATUS: u8 = b'S';
 
 /// Longer ones are cut.
@@ -51,6 +52,7 @@ pub(super) fn encode_report(report: &Report) -> Vec<u8> {
         Report::Ready => vec![READY],
         Report::Alive => vec![ALIVE],
         Report::CustodianHung { restarts } => [&[CUSTODIAN_HUNG][..], &restarts.to_be_bytes()].concat(),
+        Report::ReplaceCustodian => vec![REPLACE_CUSTODIAN],
         Report::Status(text) => {
             let end = text.floor_char_boundary(MOST_STATUS_BYTES);
             [&[STATUS], &text.as_bytes()[..end]].concat()
@@ -63,6 +65,7 @@ pub(super) fn decode_report(bytes: &[u8]) -> io::Result<Report> {
         Some((&READY, [])) => Ok(Report::Ready),
         Some((&ALIVE, [])) => Ok(Report::Alive),
         Some((&CUSTODIAN_HUNG, restarts)) => Ok(Report::CustodianHung { restarts: number(restarts)? }),
+        Some((&REPLACE_CUSTODIAN, [])) => Ok(Report::ReplaceCustodian),
         Some((&STATUS, text)) => {
             let text = std::str::from_utf8(text).map_err(|_| malformed())?;
             Ok(Report::Status(text.to_owned()))

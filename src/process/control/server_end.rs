@@ -55,6 +55,11 @@ impl ControlReporter {
         self.report(&Report::Alive)
     }
 
+    /// The custodian is to be replaced; close its connection afterwards.
+    pub fn replace_custodian(&self) -> io::Result<()> {
+        self.report(&Report::ReplaceCustodian)
+    }
+
     /// One line for the service manager; cut at 512 bytes.
     pub fn status(&self, text: &str) -> io::Result<()> {
         self.report(&Report::Status(text.to_owned()))

@@ -59,11 +59,13 @@ async fn reports_arrive_and_long_ones_are_cut_between_letters() {
     reporter.ready().unwrap();
     reporter.alive().unwrap();
     reporter.custodian_hung(3).unwrap();
+    reporter.replace_custodian().unwrap();
     reporter.status(&"é".repeat(1000)).unwrap();
     reporter.status("").unwrap();
     assert_eq!(supervisor.receive().unwrap(), Some(Report::Ready));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::Alive));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::CustodianHung { restarts: 3 }));
+    assert_eq!(supervisor.receive().unwrap(), Some(Report::ReplaceCustodian));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::Status("é".repeat(256))));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::Status(String::new())));
     drop((server, reporter));
@@ -82,7 +84,7 @@ async fn nonsense_is_an_error_on_both_ends() {
     let (supervisor, fd) = pair().unwrap();
     let raw = fd.try_clone().unwrap();
     let mut server = ControlServerEnd::new(fd).unwrap();
-    for bytes in [&b"X"[..], b"R.", b"A.", b"H\0\0\0", b"H\0\0\0\0\0", b"S\xff", &[b'S'; 2000]] {
+    for bytes in [&b"X"[..], b"R.", b"A.", b"P.", b"H\0\0\0", b"H\0\0\0\0\0", b"S\xff", &[b'S'; 2000]] {
         frame::send(raw.as_fd(), bytes, None).unwrap();
         assert_eq!(supervisor.receive().unwrap_err().kind(), io::ErrorKind::InvalidData, "{bytes:?}");
     }

@@ -93,6 +93,13 @@ impl ChildSlot {
         }
     }
 
+    /// Ends the wait for the next one; nothing while there is one.
+    pub(super) fn start_at_once(&mut self) {
+        if let State::Down { start_at } = &mut self.state {
+            *start_at = Instant::now();
+        }
+    }
+
     /// At once. By the kernel's handle to the child, so that no other process is ever hit.
     pub(super) fn kill(&mut self) {
         if let State::Up { child, killed_at, .. } = &mut self.state {
