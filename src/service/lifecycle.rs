@@ -44,6 +44,8 @@ pub struct Lifecycle {
     pub(super) rotating: tokio::sync::Mutex<()>,
     /// A change failed half-way: the store may say something else than memory.
     pub(super) reload_needed: AtomicBool,
+    /// Custody's canary is on the newest CMK; not so after a start, whose last unwraps are of retired generations.
+    active_used_last: AtomicBool,
     /// When every generation was last opened in custody.
     checked: Mutex<Duration>,
     /// What custody said last, for status.
@@ -109,6 +111,7 @@ impl Lifecycle {
             turn: tokio::sync::Mutex::new(()),
             rotating: tokio::sync::Mutex::new(()),
             reload_needed: AtomicBool::new(false),
+            active_used_last: AtomicBool::new(false),
             checked: Mutex::new(boot_time()),
             custody_state: Mutex::new(CustodyState::default()),
             identity: Mutex::default(),
@@ -155,18 +158,20 @@ impl Lifecycle {
     async fn tend_once(&self) {
         if self.keys.serving().availability.serves() {
             self.probe().await;
-            if self.keys.serving().availability == Availability::Online {
-                self.settle().await;
-                self.load_retired().await;
-                self.check_all().await;
-            }
         } else {
             self.start().await;
+        }
+        // The active generation is served by now: the rest follows behind it.
+        if self.keys.serving().availability == Availability::Online {
+            self.settle().await;
+            self.load_retired().await;
+            self.check_all().await;
         }
     }
 
     /// Loads the record and the active key; needs the turn.
     async fn start(&self) {
+        self.active_used_last.store(false, Ordering::Relaxed);
         self.look_again().await;
         let described = self.custody.describe().await;
         let outcome = match &described {
@@ -263,6 +268,10 @@ impl Lifecycle {
     /// Brings retired generations into memory, one by one: each is a round trip that proves the old key still opens.
     async fn load_retired(&self) {
         let Some(keys) = self.keys.serving().keys.clone() else { return };
+        let all_loaded = keys.slots().all(|slot| slot.is_loaded() || !slot.generation.decrypts());
+        if all_loaded && (keys.slots().count() == 1 || self.active_used_last.load(Ordering::Relaxed)) {
+            return;
+        }
         for slot in keys.slots().filter(|slot| !slot.is_loaded() && slot.generation.decrypts()) {
             match self.keys.load_generation(slot).await {
                 Ok(()) => {}
@@ -270,6 +279,16 @@ impl Lifecycle {
                 Err(ServeError::Custody(CustodyError::Gone | CustodyError::TimedOut | CustodyError::Busy)) => return,
                 Err(error) => slot.note_fault(Some(error.to_string())),
             }
+        }
+        self.use_active_last(&keys).await;
+    }
+
+    /// The canary sings under the CMK that was used last: it must be the newest one, which an older token does not have.
+    async fn use_active_last(&self, keys: &Keys) {
+        if let Some(active) = keys.active() {
+            let fault = unwrap_checked(&self.custody, &self.settings.keyring, &active.generation).await.err();
+            active.note_fault(fault.map(|fault| fault.to_string()));
+            self.active_used_last.store(true, Ordering::Relaxed);
         }
     }
 
@@ -290,6 +309,7 @@ impl Lifecycle {
                 Err(error) => slot.note_fault(Some(error.to_string())),
             }
         }
+        self.use_active_last(&keys).await;
     }
 
     /// Whether record, token and memory are still to be brought together after a change that failed.
