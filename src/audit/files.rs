@@ -11,13 +11,22 @@ use rustix::fs::{Mode, OFlags};
 
 const OPEN: &str = "audit.log";
 
+/// Makes the trail's folder (0700) if it is missing.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
 /// The files of a folder, oldest first; the open one last, if there is one.
 pub(super) fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut closed = Vec::new();
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name();
-        if let Some(first) = name.to_str().and_then(first_of) {
-            closed.push((first, folder.join(name)));
+        let path = folder.join(name);
+        if let Some(first) = first_in_name(&path) {
+            closed.push((first, path));
         }
     }
     closed.sort();
@@ -29,9 +38,9 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The number in a closed file's name.
-fn first_of(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix("audit-")?.strip_suffix(".log")?;
+/// The number of the first line, in the name of a closed file.
+pub(super) fn first_in_name(path: &Path) -> Option<u64> {
+    let digits = path.file_name()?.to_str()?.strip_prefix("audit-")?.strip_suffix(".log")?;
     (digits.len() == 20).then(|| digits.parse().ok())?
 }
 
@@ -71,9 +80,7 @@ pub(super) struct Opened {
 impl OpenFile {
     /// Opens the folder's trail where it ended.
     pub(super) fn open(folder: &Path) -> io::Result<Opened> {
-        if !folder.is_dir() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        }
+        make_folder(folder)?;
         let flags =
             OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = regular(File::from(rustix::fs::open(folder.join(OPEN), flags, Mode::from(0o600))?))?;

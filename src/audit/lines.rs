@@ -1,8 +1,8 @@
 //! What is recorded, and how it reads as members of a JSON object.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use keystead_core::KeyId;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -16,8 +16,6 @@ pub struct Who {
     pub gid: u32,
     /// `None` where the peer lives in another process namespace.
     pub pid: Option<i32>,
-    /// Who logged in, also behind sudo; `None` for what no login started.
-    pub login_uid: Option<u32>,
 }
 
 /// An admin action, before and after, or a change of state that nobody asked for.
@@ -53,11 +51,10 @@ pub struct RequestRecord {
     pub action: &'static str,
     /// The apiserver's request uid.
     pub uid: String,
-    pub peer_uid: u32,
+    pub peer_uid: Option<u32>,
     pub peer_pid: Option<i32>,
-    pub key_id: Arc<str>,
-    /// 0 where the key ID names none of ours.
-    pub generation: u64,
+    /// As asked for, or as answered.
+    pub key_id: String,
     pub outcome: Outcome,
     pub latency: Duration,
 }
@@ -99,7 +96,9 @@ impl RequestRecord {
         // Writing to a String cannot fail.
         let _ = write!(members, r#""time":"{}","action":"{}","uid":"#, time(self.at), self.action);
         push_text(members, &self.uid);
-        let _ = write!(members, r#","peer_uid":{}"#, self.peer_uid);
+        if let Some(uid) = self.peer_uid {
+            let _ = write!(members, r#","peer_uid":{uid}"#);
+        }
         if let Some(pid) = self.peer_pid {
             let _ = write!(members, r#","peer_pid":{pid}"#);
         }
@@ -108,7 +107,8 @@ impl RequestRecord {
         let _ = write!(
             members,
             r#","generation":{},"outcome":"{}","latency_us":{}"#,
-            self.generation,
+            // 0 where it is no key ID of ours.
+            self.key_id.parse().map_or(0, |id: KeyId| id.generation().0),
             self.outcome,
             self.latency.as_micros()
         );

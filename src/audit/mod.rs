@@ -13,6 +13,7 @@ mod trail;
 pub mod verify;
 mod writer;
 
+pub use files::make_folder;
 pub use lines::{AdminRecord, Outcome, Phase, RequestRecord, Who};
 pub use trail::{AuditError, AuditKey, Counts, Trail};
 

@@ -1,5 +1,6 @@
 //! Picks lines of a trail: since when, which action, whose, which generation.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::time::SystemTime;
@@ -21,10 +22,9 @@ pub struct Filter {
     pub outcome: Option<String>,
 }
 
-/// Calls `each` with every line that `filter` picks, oldest first, until it says that it has enough. Lines that are damaged are
-/// counted and left out; `verify` says where they are.
-pub fn query(folder: &Path, filter: &Filter, mut each: impl FnMut(Value) -> bool) -> io::Result<u64> {
-    let mut damaged = 0;
+/// Calls `each` with every line that `filter` picks, oldest first, until it says that it has enough. Lines that are damaged
+/// are left out; `verify` says where they are.
+pub fn query(folder: &Path, filter: &Filter, mut each: impl FnMut(String) -> bool) -> io::Result<()> {
     for path in list(folder)? {
         let mut reader = BufReader::new(open_to_read(&path)?);
         let mut line = Vec::new();
@@ -33,18 +33,35 @@ pub fn query(folder: &Path, filter: &Filter, mut each: impl FnMut(Value) -> bool
             if (&mut reader).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line)? == 0 {
                 break;
             }
-            match serde_json::from_slice::<Value>(&line) {
-                Ok(value) if filter.picks(&value) => {
-                    if !each(value) {
-                        return Ok(damaged);
-                    }
-                }
-                Ok(_) => {}
-                Err(_) => damaged += 1,
+            let picked = serde_json::from_slice::<Value>(&line).is_ok_and(|value| filter.picks(&value));
+            if picked && !each(String::from_utf8_lossy(line.trim_ascii_end()).into_owned()) {
+                return Ok(());
             }
         }
     }
-    Ok(damaged)
+    Ok(())
+}
+
+/// [`query`], but only the last `limit` lines; 0 is all.
+pub fn query_last(
+    folder: &Path,
+    filter: &Filter,
+    limit: usize,
+    mut each: impl FnMut(String) -> bool,
+) -> io::Result<()> {
+    if limit == 0 {
+        return query(folder, filter, each);
+    }
+    let mut last = VecDeque::new();
+    query(folder, filter, |line| {
+        if last.len() == limit {
+            last.pop_front();
+        }
+        last.push_back(line);
+        true
+    })?;
+    last.into_iter().all(&mut each);
+    Ok(())
 }
 
 impl Filter {

@@ -1,17 +1,19 @@
 //! The handle that everyone records through: a bounded queue to the writer's thread, and how the trail fares.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
 use keystead_core::KeyringId;
-use keystead_core::audit::Position;
+use keystead_core::audit::{Checkpoint, Position};
 use keystead_core::record::Authenticator;
 use tokio::sync::oneshot;
 
 use super::files::OpenFile;
 use super::lines::{AdminRecord, RequestRecord};
 use super::settings::{AuditSettings, FailurePolicy, Level};
+use super::verify::{Verified, VerifyError, verify};
 use super::writer::Writer;
 
 /// Requests that may wait for the writer: a tenth of a second of the most that one server does.
@@ -27,6 +29,9 @@ struct Inner {
     shared: Arc<Shared>,
     level: Level,
     failure: FailurePolicy,
+    folder: PathBuf,
+    keyring: KeyringId,
+    key: Mutex<Option<AuditKey>>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -38,6 +43,8 @@ pub(super) struct Shared {
     /// The last write failed.
     pub failing: AtomicBool,
     pub counts: Counters,
+    /// After the last line that is on the disk.
+    pub synced: Mutex<Position>,
 }
 
 #[derive(Default)]
@@ -47,10 +54,12 @@ pub(super) struct Queue {
     pub ended: bool,
 }
 
-/// What the writer does at once, in this order, before the requests that wait.
+/// What the writer does at once, in this order, after the requests that wait.
 pub(super) enum Job {
     Record(Box<AdminRecord>, oneshot::Sender<Result<Position, AuditError>>),
     Key(AuditKey),
+    /// The store's word on how far the trail had come.
+    Expect(Position),
     /// Writes a checkpoint if there is anything new, and syncs.
     Checkpoint(oneshot::Sender<Result<Position, AuditError>>),
 }
@@ -95,22 +104,32 @@ pub enum AuditError {
 }
 
 impl Trail {
-    /// Opens the trail in its folder where it ended, or begins it. `expected` is how far the store says it had come at least.
+    /// Opens the trail in its folder where it ended, or begins it.
     ///
     /// # Errors
     /// The folder cannot be used, or holds what is no audit trail.
-    pub fn open(settings: &AuditSettings, keyring: &KeyringId, expected: Option<Position>) -> std::io::Result<Self> {
+    pub fn open(settings: &AuditSettings, keyring: &KeyringId) -> std::io::Result<Self> {
         let opened = OpenFile::open(&settings.folder)?;
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             idle: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             counts: Counters::default(),
+            synced: Mutex::new(Position::start(keyring)),
         });
-        let writer = Writer::new(settings, keyring, opened, expected, shared.clone());
+        let writer = Writer::new(settings, keyring, opened, shared.clone());
         let writer = thread::Builder::new().name("audit".into()).spawn(move || writer.run())?;
-        let (level, failure) = (settings.level, settings.failure);
-        Ok(Self { inner: Arc::new(Inner { shared, level, failure, writer: Some(writer) }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                shared,
+                level: settings.level,
+                failure: settings.failure,
+                folder: settings.folder.clone(),
+                keyring: keyring.clone(),
+                key: Mutex::default(),
+                writer: Some(writer),
+            }),
+        })
     }
 
     /// Whether requests are recorded at all.
@@ -163,6 +182,11 @@ impl Trail {
         self.ask(|reply| Job::Record(Box::new(record), reply)).await
     }
 
+    /// [`Self::record`], without waiting for how it ended.
+    pub fn note(&self, record: AdminRecord) {
+        self.push(Job::Record(Box::new(record), oneshot::channel().0));
+    }
+
     /// Whether what cannot be recorded must not be done.
     pub fn stops(&self) -> bool {
         self.inner.failure == FailurePolicy::Stop
@@ -171,12 +195,43 @@ impl Trail {
     /// The key for checkpoints from now on. A checkpoint is written by it at once: those of an epoch that is gone can no
     /// longer be checked.
     pub fn set_key(&self, key: AuditKey) {
+        *self.inner.key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.clone());
         self.push(Job::Key(key));
+    }
+
+    /// How far the store's authentic record says that the trail had come: it must not have been shorter when it was opened.
+    pub fn expect(&self, end: Position) {
+        self.push(Job::Expect(end));
+    }
+
+    /// After the last line that is on the disk.
+    pub fn position(&self) -> Position {
+        *self.inner.shared.synced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes a checkpoint, if there is a key and anything new.
     pub async fn checkpoint(&self) -> Result<Position, AuditError> {
         self.ask(Job::Checkpoint).await
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.inner.folder
+    }
+
+    /// Reads the whole trail; the last checkpoint must be one that custody vouches for now. Blocks.
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub fn verify(&self) -> Result<Verified, VerifyError> {
+        let verified = verify(&self.inner.folder, &self.inner.keyring)?;
+        let key = self.inner.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let vouched = |checkpoint: &Checkpoint| {
+            key.as_ref().is_some_and(|key| key.epoch == checkpoint.epoch && checkpoint.is_authentic(&*key.key))
+        };
+        match &verified.checkpoint {
+            Some(checkpoint) if vouched(checkpoint) => Ok(verified),
+            _ => Err(VerifyError::NotVouched),
+        }
     }
 
     pub fn counts(&self) -> Counts {

@@ -1,8 +1,8 @@
 //! The writer's thread: takes what waits, makes lines of it, chains and writes them, closes files that are full.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,6 +15,7 @@ use super::forward::Forwarder;
 use super::lines::{AdminRecord, Phase, RequestRecord, time};
 use super::settings::AuditSettings;
 use super::trail::{AuditError, AuditKey, Job, Queue, Shared};
+use super::verify::went_through;
 
 /// How long requests gather while they keep coming.
 const BATCH: Duration = Duration::from_millis(20);
@@ -35,6 +36,7 @@ pub(super) struct Writer {
     /// Losses that the trail tells of, and those that the lines in the making tell of.
     lost_told: u64,
     lost_telling: u64,
+    compared: bool,
     failed: Option<Instant>,
     forwarder: Option<Forwarder>,
     shared: Arc<Shared>,
@@ -44,26 +46,19 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(
-        settings: &AuditSettings,
-        keyring: &KeyringId,
-        opened: Opened,
-        expected: Option<Position>,
-        shared: Arc<Shared>,
-    ) -> Self {
+    pub(super) fn new(settings: &AuditSettings, keyring: &KeyringId, opened: Opened, shared: Arc<Shared>) -> Self {
         let Opened { file, last, cut } = opened;
-        let found = last.unwrap_or_else(|| Position::start(keyring));
         let mut writer = Self {
             settings: settings.clone(),
             keyring: keyring.clone(),
             file,
-            // Numbers go on above all that were ever given out, so that what is missing stays visible.
-            position: found,
+            position: last.unwrap_or_else(|| Position::start(keyring)),
             key: None,
             unvouched: 0,
             vouched: Instant::now(),
             lost_told: 0,
             lost_telling: 0,
+            compared: false,
             failed: None,
             forwarder: settings.forward.map(Forwarder::new),
             shared,
@@ -74,14 +69,6 @@ impl Writer {
             writer.event("trail-repaired", json!({"unfinished_bytes": cut}));
             tracing::warn!(bytes = cut, "the audit trail ended in an unfinished line, which was taken away");
         }
-        if let Some(expected) = expected.filter(|expected| found.sequence < expected.sequence) {
-            writer.event("trail-incomplete", json!({"last": found.sequence, "expected": expected.sequence}));
-            tracing::error!(
-                last = found.sequence,
-                expected = expected.sequence,
-                "the audit trail has lost its last lines: run `keystead audit verify`"
-            );
-        }
         writer.event("trail-opened", json!({"version": env!("CARGO_PKG_VERSION")}));
         writer
     }
@@ -90,10 +77,11 @@ impl Writer {
         loop {
             let Queue { mut requests, admin, ended } = self.take();
             let busy = !requests.is_empty();
+            // Requests first: whoever asks for a checkpoint means those before it, too.
+            self.write_requests(&requests);
             for job in admin {
                 self.work(job);
             }
-            self.write_requests(&requests);
             if busy {
                 requests.clear();
                 self.give_back(requests);
@@ -155,10 +143,26 @@ impl Writer {
                 self.unvouched = self.unvouched.max(1);
                 let _ = self.checkpoint();
             }
+            Job::Expect(end) => self.compare(end),
             Job::Checkpoint(reply) => {
                 let _ = reply.send(self.checkpoint());
             }
         }
+    }
+
+    /// Holds the trail as it was found against what the store says: it must go through there, unchanged.
+    fn compare(&mut self, end: Position) {
+        // Once, of the trail as it was found; what is added since is this writer's own.
+        if std::mem::replace(&mut self.compared, true) {
+            return;
+        }
+        let problem = match went_through(&self.settings.folder, &self.keyring, end) {
+            Ok(true) => return,
+            Ok(false) => format!("line {} is not the one that the store knows, or is missing", end.sequence),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(problem, "the audit trail is not what it was: run `keystead audit verify`");
+        self.event("trail-changed", json!({"expected": end.sequence, "problem": problem}));
     }
 
     fn write_requests(&mut self, requests: &[RequestRecord]) {
@@ -206,7 +210,12 @@ impl Writer {
         self.tell_losses(&mut lines);
         self.position.append(members, &mut lines);
         self.put(before, &lines)?;
+        self.sync()
+    }
+
+    fn sync(&mut self) -> Result<Position, AuditError> {
         self.file.sync().map_err(|error| self.fail(&error))?;
+        *self.shared.synced.lock().unwrap_or_else(PoisonError::into_inner) = self.position;
         Ok(self.position)
     }
 
@@ -217,7 +226,7 @@ impl Writer {
         self.tell_losses(&mut lines);
         self.position.checkpoint(&self.keyring, &time(SystemTime::now()), key.epoch, &*key.key, &mut lines);
         self.put(before, &lines)?;
-        self.file.sync().map_err(|error| self.fail(&error))?;
+        self.sync()?;
         self.unvouched = 0;
         self.vouched = Instant::now();
         Ok(self.position)
