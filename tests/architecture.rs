@@ -12,13 +12,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("memory", &[]),
     ("custody", &[]),
     ("store", &["failpoint"]),
+    ("audit", &[]),
     ("cluster", &[]),
-    ("service", &["custody", "store", "memory", "failpoint"]),
-    ("rpc", &["service", "custody", "memory"]),
+    ("service", &["custody", "store", "audit", "memory", "failpoint"]),
+    ("rpc", &["service", "custody", "audit", "memory"]),
     ("telemetry", &["service", "custody"]),
-    ("config", &["custody", "store", "service", "rpc", "telemetry", "process"]),
-    ("process", &["config", "custody", "store", "service", "rpc", "telemetry", "memory", "failpoint"]),
-    ("cli", &["config", "process", "service", "custody", "store", "cluster", "telemetry", "failpoint"]),
+    ("config", &["custody", "store", "audit", "service", "rpc", "telemetry", "process"]),
+    ("process", &["config", "custody", "store", "audit", "service", "rpc", "telemetry", "memory", "failpoint"]),
+    ("cli", &["config", "process", "service", "custody", "store", "audit", "cluster", "telemetry", "failpoint"]),
 ];
 
 /// What no file of the pure core may name.

@@ -4,6 +4,7 @@
 //! Commands reach the running daemon through its sockets only, and find those through the same configuration. What
 //! starts processes or opens a token goes through [`wiring`]. `docs/commands.md` is the reference for people.
 
+mod audit;
 mod config_check;
 mod connection;
 mod custodian;
@@ -79,6 +80,9 @@ enum Command {
     /// The running daemon's custodian: the process that holds the PKCS#11 module and the PIN
     #[command(name = "custodian")]
     Custodian(custodian::Arguments),
+    /// The audit trail
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// The configuration
     #[command(subcommand)]
     Config(config_check::Command),
@@ -124,6 +128,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
+        Command::Audit(command) => audit::run(&command, config),
         Command::Config(command) => config_check::run(&command, config),
         Command::Kms(arguments) => kms::run(&arguments, config, cli.global.output),
         Command::Custodian(custodian::Arguments { command: Some(command) }) => custodian::run(&command, config),
@@ -177,6 +182,11 @@ mod tests {
             "keystead recovery verify --private private.pem",
             "keystead recovery drill --private private.pem --in a.json --in b.json",
             "keystead token list",
+            "keystead audit query",
+            "keystead audit query --since 1h --action rotate --output json",
+            "keystead audit query --until 2d --uid 0 --generation 3 --outcome ok --limit 0",
+            "keystead audit verify",
+            "keystead audit verify --folder files",
             "keystead config check",
             "keystead kms status",
             "keystead kms --socket /run/kms.sock encrypt --in a --out b",

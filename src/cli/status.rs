@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use keystead_wire::admin::v1::admin_client::AdminClient;
-use keystead_wire::admin::v1::{Custody, GetStatusRequest, GetStatusResponse, Sandbox};
+use keystead_wire::admin::v1::{Audit, Custody, GetStatusRequest, GetStatusResponse, Sandbox};
 use serde_json::json;
 
 use super::connection::{Connection, runtime};
@@ -57,6 +57,13 @@ fn report(status: &GetStatusResponse) -> Report {
             "restarts": custody.restarts,
             "device_operations": custody.device_operations,
         },
+        "audit": status.audit.map(|audit| json!({
+            "last": audit.last,
+            "lost": audit.lost,
+            "failing": audit.failing,
+            "stops": audit.stops,
+            "requests": audit.requests,
+        })),
         "sandbox": {
             "landlock": sandbox.landlock,
             "no_new_privs": sandbox.no_new_privs,
@@ -102,6 +109,7 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
     let (calls, restarts) = (custody.device_operations, custody.restarts);
     plain("Custodian", format!("{calls} device calls, {restarts} restarts"));
     plain("Protection", protection(sandbox));
+    plain("Audit trail", audit(status.audit));
     let metrics = match status.metrics_address.as_str() {
         "" => "off".to_owned(),
         address => format!("http://{address}/metrics, /livez, /readyz"),
@@ -114,6 +122,13 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
         text.push_str(&table::list(&status.warnings));
     }
     text
+}
+
+fn audit(audit: Option<Audit>) -> String {
+    let Some(Audit { last, lost, failing, requests, .. }) = audit else { return "none".into() };
+    let what = if requests { "admin actions and requests" } else { "admin actions" };
+    let how = if failing { "CANNOT BE WRITTEN" } else { "recording" };
+    format!("{how} {what}, {last} lines, {lost} lost")
 }
 
 fn custody_line(custody: &Custody) -> String {

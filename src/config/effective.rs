@@ -7,6 +7,7 @@ use super::raw::Mechanism;
 use super::settings::Settings;
 use super::source::Source;
 use super::units::{show_duration, show_mode, show_size};
+use crate::audit::settings::{AuditSettings, FailurePolicy, Forward, Level};
 use crate::custody::settings::{PinSource, TokenSelector};
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::socket::SocketSettings;
@@ -73,6 +74,7 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("custody.environment", json!(custody.environment)),
         ("store.path", path(&settings.store.path)),
     ];
+    rows.extend(audit(settings.audit.as_ref()));
     rows.extend(socket(
         &kms.socket,
         &kms.peers,
@@ -96,6 +98,32 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("sandbox.seccomp", json!(settings.sandbox.seccomp)),
     ]);
     rows
+}
+
+/// Of a trail that is switched off only that.
+fn audit(audit: Option<&AuditSettings>) -> Vec<(&'static str, Value)> {
+    let Some(audit) = audit else { return vec![("audit.level", json!("off"))] };
+    let level = match audit.level {
+        Level::Admin => "admin",
+        Level::Requests => "requests",
+    };
+    let failure = match audit.failure {
+        FailurePolicy::Stop => "stop",
+        FailurePolicy::ContinueWithAlarm => "continue-with-alarm",
+    };
+    let forward = match audit.forward {
+        None => "off",
+        Some(Forward::Journald) => "journald",
+        Some(Forward::Syslog) => "syslog",
+    };
+    vec![
+        ("audit.level", json!(level)),
+        ("audit.failure", json!(failure)),
+        ("audit.max_file", json!(show_size(audit.max_bytes))),
+        ("audit.max_age", json!(show_duration(audit.max_age))),
+        ("audit.keep", json!(audit.keep)),
+        ("audit.forward", json!(forward)),
+    ]
 }
 
 fn socket(socket: &SocketSettings, peers: &PeerPolicy, keys: [&'static str; 5]) -> [(&'static str, Value); 5] {

@@ -24,6 +24,7 @@ pub struct Raw {
     pub node: Option<NodeId>,
     pub custody: Custody,
     pub store: Store,
+    pub audit: Audit,
     pub kms: Kms,
     pub admin: Admin,
     pub metrics: Metrics,
@@ -72,6 +73,40 @@ pub enum Mechanism {
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
     pub path: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    pub level: Option<AuditLevel>,
+    pub failure: Option<AuditFailure>,
+    pub max_file: Option<Spanned<Size>>,
+    pub max_age: Option<Spanned<Span>>,
+    pub keep: Option<Spanned<i64>>,
+    pub forward: Option<AuditForward>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuditLevel {
+    Off,
+    Admin,
+    Requests,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuditFailure {
+    Stop,
+    ContinueWithAlarm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuditForward {
+    Off,
+    Journald,
+    Syslog,
 }
 
 #[derive(Debug, Default, Deserialize)]

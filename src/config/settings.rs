@@ -13,15 +13,19 @@ use rustix::process::Gid;
 use toml::Spanned;
 
 use super::error::{ConfigError, Place};
-use super::raw::{self, Account, Kind, Listen, Raw};
+use super::raw::{self, Account, AuditFailure, AuditForward, AuditLevel, Kind, Listen, Raw};
 use super::site::{Site, resolve};
 use super::source::Source;
 use super::units::{show_duration, show_size};
 use super::{accounts, node};
+use crate::audit::settings::{self as audit, AuditSettings, FailurePolicy, Forward};
 use crate::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::socket::SocketSettings;
 use crate::telemetry::log::LogSettings;
+
+/// In seconds.
+const DAY: u64 = 24 * 3600;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -33,6 +37,8 @@ pub struct Settings {
     /// How often the token is asked whether it is well while nothing is wrong.
     pub custody_probe_interval: Duration,
     pub store: StoreSettings,
+    /// `None` when switched off.
+    pub audit: Option<AuditSettings>,
     pub kms: KmsSettings,
     pub admin: AdminSettings,
     /// Loopback only; `None` when metrics are off.
@@ -112,6 +118,7 @@ impl Builder<'_> {
             custody_grace: self.grace(&raw.custody)?,
             custody_probe_interval: self.probe_interval(&raw.custody)?,
             custody: self.custody(raw.custody, &store)?,
+            audit: self.audit(raw.audit, &store)?,
             store,
             kms: self.kms(raw.kms)?,
             admin: self.admin(raw.admin)?,
@@ -230,6 +237,38 @@ impl Builder<'_> {
             }
         }
         Ok(environment)
+    }
+
+    fn audit(&self, raw: raw::Audit, store: &StoreSettings) -> Result<Option<AuditSettings>, ConfigError> {
+        let level = match raw.level.unwrap_or(AuditLevel::Admin) {
+            AuditLevel::Off => None,
+            AuditLevel::Admin => Some(audit::Level::Admin),
+            AuditLevel::Requests => Some(audit::Level::Requests),
+        };
+        let max_file = self.size("audit.max_file", raw.max_file, 16 << 20, 64 << 10..=1 << 30)?;
+        let max_age = self.duration(
+            "audit.max_age",
+            raw.max_age.map(|spanned| (spanned.span(), spanned.into_inner().0)),
+            Duration::from_secs(30 * DAY),
+            Duration::from_secs(60)..=Duration::from_secs(3660 * DAY),
+        )?;
+        let keep = self.count("audit.keep", raw.keep, 12, 1..=10_000)?;
+        Ok(level.map(|level| AuditSettings {
+            folder: store.path.join("audit"),
+            level,
+            failure: match raw.failure.unwrap_or(AuditFailure::ContinueWithAlarm) {
+                AuditFailure::Stop => FailurePolicy::Stop,
+                AuditFailure::ContinueWithAlarm => FailurePolicy::ContinueWithAlarm,
+            },
+            max_bytes: max_file as u64,
+            max_age,
+            keep,
+            forward: match raw.forward.unwrap_or(AuditForward::Off) {
+                AuditForward::Off => None,
+                AuditForward::Journald => Some(Forward::Journald),
+                AuditForward::Syslog => Some(Forward::Syslog),
+            },
+        }))
     }
 
     fn kms(&self, raw: raw::Kms) -> Result<KmsSettings, ConfigError> {

@@ -22,6 +22,8 @@ pub struct EpochRef {
 pub enum EpochPurpose {
     /// Authenticates the store's record.
     Record,
+    /// Vouches for the audit trail.
+    Audit,
 }
 
 /// One thing asked of custody.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use keystead_core::KeyringId;
 use keystead_core::availability::{Availability, SealReason};
 use keystead_wire::admin::v1::Sandbox;
 use keystead_wire::admin::v1::admin_server::AdminServer;
@@ -14,9 +15,12 @@ use super::control::{ControlReporter, ControlServerEnd};
 use super::sandbox::Confinement;
 use super::seccomp::Filtering;
 use super::server::{Listeners, LockdownReport, follow_orders};
+use crate::audit::settings::{AuditSettings, FailurePolicy};
+use crate::audit::{Counts, Trail};
 use crate::config::Settings;
 use crate::custody::client::CustodyClient;
 use crate::rpc::admin::{AdminService, DaemonFacts};
+use crate::rpc::audited::{AdminAudit, RequestAudit};
 use crate::rpc::incoming::{ConnectionCounters, Incoming, IncomingSettings};
 use crate::rpc::kms_v2::{KmsLimits, KmsV2};
 use crate::rpc::metrics::RequestMetrics;
@@ -59,7 +63,8 @@ pub async fn run(
         custody_grace: settings.custody_grace,
         probe_interval: settings.custody_probe_interval,
     };
-    let lifecycle = Arc::new(Lifecycle::new(key_settings, store, custody.clone(), keys.clone()));
+    let trail = open_trail(settings.audit.as_ref(), &key_settings.keyring)?;
+    let lifecycle = Arc::new(Lifecycle::new(key_settings, store, custody.clone(), keys.clone(), trail.clone()));
     let restarts = Arc::new(AtomicU32::new(0));
     let (ending, ended) = watch::channel(false);
     let ended = move || {
@@ -79,7 +84,7 @@ pub async fn run(
     };
     if let Some(listener) = listeners.metrics {
         let sockets = [("kms", kms.counters()), ("admin", admin.counters())];
-        let pages = Arc::new(pages(&lifecycle, &requests, restarts.clone(), &custody, sockets));
+        let pages = Arc::new(pages(&lifecycle, &requests, restarts.clone(), &custody, sockets, trail.clone()));
         let until = ended();
         tokio::spawn(async move {
             if let Err(error) = http::serve(listener, pages, Limits::default(), until).await {
@@ -116,16 +121,17 @@ pub async fn run(
     });
 
     let limits = KmsLimits { max_plaintext: settings.kms.max_plaintext };
-    let kms_service = KeyManagementServiceServer::new(KmsV2::new(keys, limits, requests))
-        .max_decoding_message_size(limits.max_message());
+    let kms_service =
+        KeyManagementServiceServer::new(KmsV2::new(keys, limits, requests, RequestAudit::new(trail.clone())))
+            .max_decoding_message_size(limits.max_message());
     let facts = DaemonFacts {
         started: Instant::now(),
         sandbox: sandbox(lockdown),
         custodian_restarts: restarts,
         metrics_address,
     };
-    let admin_service =
-        AdminServer::new(AdminService::new(lifecycle.clone(), facts)).max_decoding_message_size(MAX_ADMIN_MESSAGE);
+    let admin_service = AdminServer::new(AdminService::new(lifecycle.clone(), facts, AdminAudit::new(trail)))
+        .max_decoding_message_size(MAX_ADMIN_MESSAGE);
     let kms_ends = ServeSettings {
         drain_timeout: settings.kms.drain_timeout,
         recycle_after: Some(RECYCLE_AFTER),
@@ -143,6 +149,19 @@ pub async fn run(
     // Until here the channel is open: its end would tell the supervisor that this process is gone.
     drop(reporter);
     Ok(())
+}
+
+/// A trail that cannot even be opened stops the start only where the site wants nothing done that is not recorded.
+fn open_trail(settings: Option<&AuditSettings>, keyring: &KeyringId) -> std::io::Result<Option<Trail>> {
+    let Some(settings) = settings else { return Ok(None) };
+    match Trail::open(settings, keyring) {
+        Ok(trail) => Ok(Some(trail)),
+        Err(error) if settings.failure == FailurePolicy::ContinueWithAlarm => {
+            tracing::error!(%error, folder = %settings.folder.display(), "the audit trail cannot be opened: nothing is recorded");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn incoming(
@@ -204,6 +223,7 @@ fn pages(
     restarts: Arc<AtomicU32>,
     custody: &CustodyClient,
     sockets: [(&'static str, Arc<ConnectionCounters>); 2],
+    trail: Option<Trail>,
 ) -> Pages {
     let mut metrics = Metrics::new();
     requests.register(metrics.registry());
@@ -211,6 +231,10 @@ fn pages(
     state::register(metrics.registry(), move || {
         let mut state = State::of(&source, &custody);
         state.custodian_restarts = restarts.load(Ordering::Relaxed).into();
+        state.audit = trail.as_ref().map(|trail| {
+            let Counts { written, lost, failures, failing, .. } = trail.counts();
+            state::Audit { written, lost, failures, failing }
+        });
         state.sockets = sockets.iter().map(|(name, counters)| socket(name, counters)).collect();
         state
     });

@@ -10,6 +10,7 @@ use super::server::ServerError;
 use super::spawn::CREDENTIALS;
 use super::supervisor::{Outcome, SupervisorError, SupervisorSettings, supervise};
 use super::{custodian, daemon, server};
+use crate::audit;
 use crate::config::{ConfigError, Settings, Site, Source};
 use crate::custody::settings::PinSource;
 use crate::custody::worker::{self, WorkerError};
@@ -81,6 +82,10 @@ pub fn server() -> Result<(), StartError> {
     log::init(settings.log)?;
     // Before the sandbox: it may have to be made, and Landlock rules name folders that exist.
     let store = Store::open(&settings.store.path)?;
+    if let Some(audit) = &settings.audit {
+        // Where that fails, opening the trail does, too, and says so.
+        let _ = audit::make_folder(&audit.folder);
+    }
     let sandbox = SandboxSettings {
         store: settings.store.path.clone(),
         landlock: settings.sandbox.landlock,

@@ -1,11 +1,9 @@
 //! The admin service: what the command line asks of a running daemon. Peers are checked before a request comes here.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use futures_util::Stream;
 use keystead_core::RootKind;
 use keystead_core::availability::Availability;
 use keystead_core::hpke_p256::P256PublicKey;
@@ -13,18 +11,26 @@ use keystead_core::keyring::{GenerationState, Keyring};
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse,
-    RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress,
-    RotateRequest, Sandbox,
+    Audit, AuditLine, Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest,
+    ListGenerationsResponse, QueryAuditRequest, RescueRequest, RescueResponse, RestartCustodianRequest,
+    RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
 };
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
+use super::audited::AdminAudit;
 use super::status_map::{rescue_error, rotation_error};
+use crate::audit::Trail;
+use crate::audit::query::{Filter, query_last};
+use crate::audit::verify::{Verified, VerifyError};
 use crate::memory;
+use crate::service::explain::explain;
 use crate::service::keys::Keys;
 use crate::service::lifecycle::{CustodyState, Lifecycle};
+use crate::service::rescue::Rescued;
 use crate::service::rotation::RotationStep;
 
 /// What the process knows and the rooms below do not.
@@ -41,11 +47,12 @@ pub struct DaemonFacts {
 pub struct AdminService {
     lifecycle: Arc<Lifecycle>,
     facts: DaemonFacts,
+    audit: AdminAudit,
 }
 
 impl AdminService {
-    pub fn new(lifecycle: Arc<Lifecycle>, facts: DaemonFacts) -> Self {
-        Self { lifecycle, facts }
+    pub fn new(lifecycle: Arc<Lifecycle>, facts: DaemonFacts, audit: AdminAudit) -> Self {
+        Self { lifecycle, facts, audit }
     }
 
     fn custody(&self, state: CustodyState) -> Custody {
@@ -89,8 +96,14 @@ impl Admin for AdminService {
             metrics_address: self.facts.metrics_address.clone(),
             uptime_seconds: self.facts.started.elapsed().as_secs(),
             sandbox: Some(Sandbox { keys_locked: memory::keys_locked(), ..self.facts.sandbox }),
+            audit: self.audit.trail().map(audit),
             ..GetStatusResponse::default()
         };
+        status.warnings.extend(status.audit.as_ref().filter(|audit| audit.failing).map(|audit| {
+            let meanwhile =
+                if audit.stops { "what cannot be recorded is refused" } else { "what is done is not recorded" };
+            format!("the audit trail cannot be written: {meanwhile}. Free some space; the log says why")
+        }));
         if let Some(keys) = &serving.keys {
             let keyring = &keys.keyring;
             status.epoch = keyring.epoch;
@@ -102,7 +115,8 @@ impl Admin for AdminService {
                 status.active_generation = active.number.0;
                 status.durable_roots = active.wraps.iter().map(|wrap| wrap.root_kind.to_string()).collect();
             }
-            status.warnings = warnings(keyring, &status);
+            let known = warnings(keyring, &status);
+            status.warnings.extend(known);
             let faults = keys.slots().filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
             status.warnings.extend(
                 faults.map(|(number, fault)| format!("generation {number} cannot be opened by custody: {fault}")),
@@ -131,9 +145,8 @@ impl Admin for AdminService {
         Ok(Response::new(ListGenerationsResponse { generations }))
     }
 
-    type RotateStream = Pin<Box<dyn Stream<Item = Result<RotateProgress, Status>> + Send>>;
-
-    async fn rotate(&self, _request: Request<RotateRequest>) -> Result<Response<Self::RotateStream>, Status> {
+    async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<BoxStream<RotateProgress>>, Status> {
+        let audited = self.audit.intent("rotate", &request, json!({})).await?;
         let (sender, receiver) = mpsc::channel(4);
         let lifecycle = self.lifecycle.clone();
         // A task of its own: a client that hangs up does not stop a rotation half-way.
@@ -147,8 +160,9 @@ impl Admin for AdminService {
                 };
                 let _ = sender.try_send(Ok(RotateProgress { step: step.into(), generation: None }));
             };
-            let outcome = lifecycle.rotate(progress).await;
-            let last = outcome.map_err(|error| rotation_error(&error)).map(|generation| {
+            let outcome = lifecycle.rotate(progress).await.map_err(|error| rotation_error(&error));
+            let made = |generation: &keystead_core::keyring::Generation| json!({"generation": generation.number.0, "key_id": generation.key_id.as_str()});
+            let last = audited.outcome(outcome, made).await.map(|generation| {
                 let serving = lifecycle.keys().serving();
                 let generation = serving.keys.as_ref().map(|keys| describe(keys, &generation));
                 RotateProgress { step: "activated".into(), generation }
@@ -161,7 +175,10 @@ impl Admin for AdminService {
     async fn rescue(&self, request: Request<RescueRequest>) -> Result<Response<RescueResponse>, Status> {
         let key = P256PublicKey::from_pem(&request.get_ref().recovery_key)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let rescued = self.lifecycle.rescue(&key).map_err(|error| rescue_error(&error))?;
+        let audited = self.audit.intent("rescue", &request, json!({"to": key.recovery_root_id().to_string()})).await?;
+        let rescued = self.lifecycle.rescue(&key).map_err(|error| rescue_error(&error));
+        let count = |rescued: &Rescued| json!({"generations": rescued.file.generations.len()});
+        let rescued = audited.outcome(rescued, count).await?;
         Ok(Response::new(RescueResponse {
             file: rescued.file.to_bytes(),
             rescued: rescued.file.generations.iter().map(|generation| generation.key_id.to_string()).collect(),
@@ -171,14 +188,100 @@ impl Admin for AdminService {
 
     async fn restart_custodian(
         &self,
-        _request: Request<RestartCustodianRequest>,
+        request: Request<RestartCustodianRequest>,
     ) -> Result<Response<RestartCustodianResponse>, Status> {
+        let audited = self.audit.intent("restart-custodian", &request, json!({})).await?;
         let lifecycle = self.lifecycle.clone();
         // A task of its own: a client that hangs up leaves no custodian half replaced.
         let state = tokio::spawn(async move { lifecycle.restart_custodian().await })
             .await
-            .map_err(|_| Status::internal("the restart was broken off"))?;
+            .map_err(|_| Status::internal("the restart was broken off"));
+        let state = audited.outcome(state, |state: &CustodyState| json!({"custody": state.name()})).await?;
         Ok(Response::new(RestartCustodianResponse { custody: Some(self.custody(state)) }))
+    }
+
+    async fn verify_audit(
+        &self,
+        _request: Request<VerifyAuditRequest>,
+    ) -> Result<Response<VerifyAuditResponse>, Status> {
+        let trail = recorded(&self.audit)?;
+        // What was written since the last one is vouched for first; a line that was changed breaks the chain before it.
+        let _ = trail.checkpoint().await;
+        let read = trail.clone();
+        let outcome = tokio::task::spawn_blocking(move || read.verify())
+            .await
+            .map_err(|_| Status::internal("the audit trail could not be read to its end"))?;
+        Ok(Response::new(verified(outcome, &trail)))
+    }
+
+    async fn query_audit(&self, request: Request<QueryAuditRequest>) -> Result<Response<BoxStream<AuditLine>>, Status> {
+        let trail = recorded(&self.audit)?;
+        let limit = usize::try_from(request.get_ref().limit).unwrap_or(usize::MAX);
+        let filter = filter(request.into_inner());
+        // What waits for the writer is asked for, too.
+        let _ = trail.checkpoint().await;
+        let (sender, receiver) = mpsc::channel(64);
+        tokio::task::spawn_blocking(move || {
+            // A client that hangs up ends the reading.
+            let send = |line: String| sender.blocking_send(Ok(AuditLine { json: line })).is_ok();
+            if let Err(error) = query_last(trail.folder(), &filter, limit, send) {
+                let _ =
+                    sender.blocking_send(Err(Status::unavailable(format!("the audit trail cannot be read: {error}"))));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+fn audit(trail: &Trail) -> Audit {
+    let counts = trail.counts();
+    Audit {
+        last: counts.sequence,
+        lost: counts.lost,
+        failing: counts.failing,
+        stops: trail.stops(),
+        requests: trail.wants_requests(),
+    }
+}
+
+/// The trail, or why there is none.
+fn recorded(audit: &AdminAudit) -> Result<Trail, Status> {
+    let off =
+        || Status::failed_precondition("there is no audit trail: it is off (audit.level), or could not be opened");
+    audit.trail().cloned().ok_or_else(off)
+}
+
+fn verified(outcome: Result<Verified, VerifyError>, trail: &Trail) -> VerifyAuditResponse {
+    let answer = VerifyAuditResponse {
+        lost: trail.counts().lost,
+        folder: trail.folder().display().to_string(),
+        ..VerifyAuditResponse::default()
+    };
+    match outcome {
+        Err(error) => VerifyAuditResponse { problem: explain(&error), ..answer },
+        Ok(verified) => VerifyAuditResponse {
+            intact: true,
+            files: verified.files as u64,
+            lines: verified.lines,
+            first: verified.first,
+            last: verified.end.sequence,
+            checkpoint: verified.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.seq),
+            checkpoint_time: verified.checkpoint.map(|checkpoint| checkpoint.time).unwrap_or_default(),
+            ..answer
+        },
+    }
+}
+
+fn filter(request: QueryAuditRequest) -> Filter {
+    let time = |seconds: u64| (seconds > 0).then(|| UNIX_EPOCH + Duration::from_secs(seconds));
+    let text = |text: String| (!text.is_empty()).then_some(text);
+    Filter {
+        since: time(request.since),
+        until: time(request.until),
+        action: text(request.action),
+        outcome: text(request.outcome),
+        uid: request.uid,
+        generation: request.generation,
     }
 }
 

@@ -1,6 +1,7 @@
 //! gRPC on unix sockets: the KMS v2 plugin service and the admin service.
 
 pub mod admin;
+pub mod audited;
 mod authority;
 pub mod connection;
 pub mod incoming;

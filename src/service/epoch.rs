@@ -3,6 +3,7 @@
 //! A roll creates E_n+1 in custody, writes the record under it, syncs, and destroys E_n. While both exist (a power cut),
 //! whichever authenticates the record wins and the roll is finished.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -13,14 +14,15 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::explain::explain;
+use crate::audit::{AuditKey, Trail};
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, EpochPurpose, EpochRef};
 use crate::store::{Store, StoreError};
 
-/// A key derived from one epoch secret for the store's record.
-pub struct RecordKey(Zeroizing<[u8; 32]>);
+/// A key derived from one epoch secret, for the store's record or for checkpoints of the audit trail.
+pub struct EpochKey(Zeroizing<[u8; 32]>);
 
-impl Authenticator for RecordKey {
+impl Authenticator for EpochKey {
     fn tag(&self, message: &[u8]) -> [u8; 32] {
         let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_slice()).expect("HMAC takes keys of any length");
         mac.update(message);
@@ -75,11 +77,17 @@ pub struct Records {
     node: NodeId,
     /// An epoch secret besides the one in force is still on the token: while it is, an older record could come back.
     in_debt: AtomicBool,
+    trail: Option<Trail>,
 }
 
 impl Records {
     pub fn new(store: Store, custody: CustodyClient, keyring: KeyringId, node: NodeId) -> Self {
-        Self { store, custody, keyring, node, in_debt: AtomicBool::new(false) }
+        Self { store, custody, keyring, node, in_debt: AtomicBool::new(false), trail: None }
+    }
+
+    /// With an audit trail, which gets a checkpoint by every epoch and whose end every record names.
+    pub fn with_trail(self, trail: Option<Trail>) -> Self {
+        Self { trail, ..self }
     }
 
     /// What the record in the store says of itself, if there is one.
@@ -104,6 +112,10 @@ impl Records {
                 Ok(authentic) if authentic.epoch == number => {
                     self.in_debt.store(epochs.len() > 1, Ordering::Relaxed);
                     self.settle_debt(&authentic).await;
+                    if let (Some(trail), Some(end)) = (&self.trail, authentic.audit) {
+                        trail.expect(end);
+                    }
+                    self.vouch(number).await;
                     return Ok(authentic);
                 }
                 Ok(_) => return Err(LoadError::NotAuthentic),
@@ -118,6 +130,9 @@ impl Records {
     pub async fn persist(&self, mut next: Keyring) -> Result<Keyring, LoadError> {
         let expected = (next.revision > 0).then_some(next.revision);
         next.revision += 1;
+        if let Some(trail) = &self.trail {
+            next.audit = Some(trail.position());
+        }
         let key = self.record_key(next.epoch).await?;
         self.store.replace(expected, &record::encode(&next, &key))?;
         Ok(next)
@@ -136,8 +151,18 @@ impl Records {
         let next = self.persist(next).await?;
         fail::fail_point!("epoch.record-written");
         self.settle_debt(&next).await;
+        self.vouch(next.epoch).await;
         fail::fail_point!("epoch.old-destroyed");
         Ok(next)
+    }
+
+    /// Gives the audit trail the key of an epoch, for a checkpoint now and those to come.
+    async fn vouch(&self, number: u64) {
+        let Some(trail) = &self.trail else { return };
+        match self.custody.derive_epoch_key(self.epoch(number), EpochPurpose::Audit).await {
+            Ok(key) => trail.set_key(AuditKey { epoch: number, key: Arc::new(EpochKey(key)) }),
+            Err(error) => tracing::warn!(%error, "custody does not vouch for the audit trail yet"),
+        }
     }
 
     pub fn in_debt(&self) -> bool {
@@ -178,7 +203,7 @@ impl Records {
         self.custody.destroy_epoch(self.epoch(number)).await
     }
 
-    async fn record_key(&self, number: u64) -> Result<RecordKey, CustodyError> {
+    async fn record_key(&self, number: u64) -> Result<EpochKey, CustodyError> {
         record_key(&self.custody, self.epoch(number)).await
     }
 
@@ -188,8 +213,8 @@ impl Records {
 }
 
 /// The key that authenticates records of one epoch.
-pub(super) async fn record_key(custody: &CustodyClient, epoch: EpochRef) -> Result<RecordKey, CustodyError> {
-    custody.derive_epoch_key(epoch, EpochPurpose::Record).await.map(RecordKey)
+pub(super) async fn record_key(custody: &CustodyClient, epoch: EpochRef) -> Result<EpochKey, CustodyError> {
+    custody.derive_epoch_key(epoch, EpochPurpose::Record).await.map(EpochKey)
 }
 
 fn diagnose(claims: &Claims, epochs: &[u64]) -> LoadError {

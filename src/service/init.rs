@@ -115,6 +115,7 @@ async fn begin(
         last_number: GenerationNumber(0),
         rotation: None,
         generations: Vec::new(),
+        audit: None,
     };
     keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;
     let epoch = keyring.epoch;

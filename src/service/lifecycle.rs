@@ -14,6 +14,7 @@ use super::explain::explain;
 use super::identity::{self, Identity};
 use super::keys::{KeyService, Keys, ServeError, Serving, unwrap_checked};
 use super::rotation::Settled;
+use crate::audit::Trail;
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, TokenDescription};
 use crate::store::Store;
@@ -101,8 +102,15 @@ pub enum StartError {
 }
 
 impl Lifecycle {
-    pub fn new(settings: KeySettings, store: Store, custody: CustodyClient, keys: Arc<KeyService>) -> Self {
+    pub fn new(
+        settings: KeySettings,
+        store: Store,
+        custody: CustodyClient,
+        keys: Arc<KeyService>,
+        trail: Option<Trail>,
+    ) -> Self {
         let records = Records::new(store, custody.clone(), settings.keyring.clone(), settings.node.clone());
+        let records = records.with_trail(trail);
         Self {
             settings,
             records,

@@ -274,6 +274,7 @@ pub async fn rebuild(
         last_number: findings.last_number(request.number_seen),
         rotation: None,
         generations: Vec::new(),
+        audit: None,
     };
     for each in findings.opened {
         let generation = retired(each, custody).await?;

@@ -26,6 +26,7 @@ fn record(revision: u64) -> Vec<u8> {
         last_number: GenerationNumber(0),
         rotation: None,
         generations: Vec::new(),
+        audit: None,
     };
     keyring.begin_rotation([1; 16], [2; 16], 3).unwrap();
     encode(&keyring, &Fixed)

@@ -32,6 +32,17 @@ pub struct State {
     pub sockets: Vec<Socket>,
     pub store_revision: u64,
     pub epoch: u64,
+    /// `None` without an audit trail.
+    pub audit: Option<Audit>,
+}
+
+/// How the audit trail fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Audit {
+    pub written: u64,
+    pub lost: u64,
+    pub failures: u64,
+    pub failing: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -148,7 +159,17 @@ impl<F: Fn() -> State + Send + Sync + 'static> Collector for StateCollector<F> {
         let refused = state.sockets.iter().flat_map(|socket| {
             socket.refused.iter().map(|(reason, count)| ([("socket", socket.name), ("reason", *reason)], *count))
         });
-        page.counters("keystead_connections_refused", "Connections refused, by reason.", refused)
+        page.counters("keystead_connections_refused", "Connections refused, by reason.", refused)?;
+
+        let Some(audit) = state.audit else { return Ok(()) };
+        page.counters("keystead_audit_lines", "Lines written to the audit trail.", [(NO_LABELS, audit.written)])?;
+        page.counters("keystead_audit_lost", "Requests served but not recorded.", [(NO_LABELS, audit.lost)])?;
+        page.counters(
+            "keystead_audit_failures",
+            "Writes to the audit trail that failed.",
+            [(NO_LABELS, audit.failures)],
+        )?;
+        page.gauge("keystead_audit_failing", "1 while the audit trail cannot be written.", audit.failing.into())
     }
 }
 
@@ -217,6 +238,7 @@ mod tests {
             custody_state: "ready",
             custodian_restarts: 2,
             custody_operations: vec![Operations { kind: "unwrap", outcome: "ok", count: 7 }],
+            audit: Some(Audit { written: 12, lost: 3, failures: 1, failing: true }),
             sockets: vec![Socket { name: "kms", open: 1, accepted: 5, refused: vec![("limit", 0), ("peer", 4)] }],
             ..State::default()
         });
@@ -228,6 +250,9 @@ mod tests {
             "keystead_custody_state{state=\"ready\"} 1\n",
             "keystead_custodian_restarts_total 2\n",
             "keystead_custody_operations_total{kind=\"unwrap\",outcome=\"ok\"} 7\n",
+            "keystead_audit_lines_total 12\n",
+            "keystead_audit_lost_total 3\n",
+            "keystead_audit_failing 1\n",
             "keystead_connections_open{socket=\"kms\"} 1\n",
             "keystead_connections_accepted_total{socket=\"kms\"} 5\n",
             "keystead_connections_refused_total{socket=\"kms\",reason=\"peer\"} 4\n",

@@ -1,5 +1,6 @@
 //! The real daemon on a real SoftHSM token, as its users meet it. Each test has its own folder, token and sockets.
 
+mod audit;
 mod authority;
 mod boot;
 mod clients;

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::annotation::{Annotation, AnnotationError};
+use crate::audit::Position;
 use crate::context::{EnvelopeContext, WrapContext};
 use crate::hex;
 use crate::hpke_p256::P256PublicKey;
@@ -30,6 +31,9 @@ pub struct Keyring {
     /// A rotation under way: written before the token is touched, so that what it leaves there has a name.
     pub rotation: Option<RotationIntent>,
     pub generations: Vec<Generation>,
+    /// How far the audit trail had come when this was written: it may be longer, never shorter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Position>,
 }
 
 /// The token that holds the CMKs, as it named itself at `init`.

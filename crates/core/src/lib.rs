@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod annotation;
+pub mod audit;
 pub mod availability;
 pub mod context;
 pub mod envelope;

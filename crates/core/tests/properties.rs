@@ -309,6 +309,7 @@ fn empty_keyring() -> Keyring {
         last_number: GenerationNumber(0),
         rotation: None,
         generations: Vec::new(),
+        audit: None,
     }
 }
 

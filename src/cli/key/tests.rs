@@ -1,15 +1,12 @@
 //! The key commands against an admin service of the tests' own, on a real unix socket.
 
-use std::pin::Pin;
-
-use futures_util::Stream;
 use keystead_wire::admin::v1::admin_server::{Admin, AdminServer};
 use keystead_wire::admin::v1::{
-    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, RescueRequest, RescueResponse,
-    RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress, RotateRequest,
+    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, Root, RotateProgress, RotateRequest,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::codegen::BoxStream;
 use tonic::{Code, Request, Response, Status};
 
 use super::*;
@@ -61,9 +58,7 @@ impl Admin for Fake {
         Ok(Response::new(ListGenerationsResponse { generations }))
     }
 
-    type RotateStream = Pin<Box<dyn Stream<Item = Result<RotateProgress, Status>> + Send>>;
-
-    async fn rotate(&self, _: Request<RotateRequest>) -> Result<Response<Self::RotateStream>, Status> {
+    async fn rotate(&self, _: Request<RotateRequest>) -> Result<Response<BoxStream<RotateProgress>>, Status> {
         self.admitted()?;
         let last = self.steps.len().saturating_sub(1);
         let complete = !self.breaks;
@@ -72,19 +67,6 @@ impl Admin for Fake {
             Ok(RotateProgress { step: step.into(), generation })
         });
         Ok(Response::new(Box::pin(tokio_stream::iter(steps))))
-    }
-
-    async fn rescue(&self, _: Request<RescueRequest>) -> Result<Response<RescueResponse>, Status> {
-        self.admitted()?;
-        Ok(Response::new(RescueResponse::default()))
-    }
-
-    async fn restart_custodian(
-        &self,
-        _: Request<RestartCustodianRequest>,
-    ) -> Result<Response<RestartCustodianResponse>, Status> {
-        self.admitted()?;
-        Ok(Response::new(RestartCustodianResponse::default()))
     }
 }
 

@@ -640,6 +640,7 @@ fn keyring(recovery: bool) -> Keyring {
         last_number: GenerationNumber(0),
         rotation: None,
         generations: Vec::new(),
+        audit: None,
     }
 }
 
