@@ -10,6 +10,7 @@ mod effective;
 mod error;
 mod node;
 mod raw;
+pub mod roles;
 mod settings;
 mod site;
 mod source;

@@ -27,6 +27,8 @@ pub struct Raw {
     pub audit: Audit,
     pub kms: Kms,
     pub admin: Admin,
+    /// Whether the table is there at all makes a difference.
+    pub roles: Option<Roles>,
     pub metrics: Metrics,
     pub log: Log,
     pub sandbox: Sandbox,
@@ -130,6 +132,47 @@ pub struct Admin {
     pub group: Option<Spanned<Account>>,
     pub allow_uids: Option<Vec<Spanned<Account>>>,
     pub allow_gids: Option<Vec<Spanned<Account>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Roles {
+    pub viewer: Option<Members>,
+    pub operator: Option<Members>,
+    pub crypto_admin: Option<Members>,
+    pub auditor: Option<Members>,
+    pub deny: Vec<Denial>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Members {
+    pub uids: Vec<Spanned<Account>>,
+    pub gids: Vec<Spanned<Account>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(from = "RawDenial")]
+pub struct Denial {
+    pub actions: Vec<Spanned<String>>,
+    pub members: Members,
+}
+
+/// As it is written: serde cannot flatten and refuse unknown keys at once.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDenial {
+    actions: Vec<Spanned<String>>,
+    #[serde(default)]
+    uids: Vec<Spanned<Account>>,
+    #[serde(default)]
+    gids: Vec<Spanned<Account>>,
+}
+
+impl From<RawDenial> for Denial {
+    fn from(RawDenial { actions, uids, gids }: RawDenial) -> Self {
+        Self { actions, members: Members { uids, gids } }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

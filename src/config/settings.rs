@@ -21,6 +21,7 @@ use super::{accounts, node};
 use crate::audit::settings::{self as audit, AuditSettings, FailurePolicy, Forward};
 use crate::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
 use crate::rpc::peer::PeerPolicy;
+use crate::rpc::roles::RolePolicy;
 use crate::rpc::socket::SocketSettings;
 use crate::telemetry::log::LogSettings;
 
@@ -68,6 +69,7 @@ pub struct KmsSettings {
 pub struct AdminSettings {
     pub socket: SocketSettings,
     pub peers: PeerPolicy,
+    pub roles: RolePolicy,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +97,8 @@ impl Settings {
 }
 
 /// What every value is judged with.
-struct Builder<'a> {
-    place: &'a Place<'a>,
+pub(super) struct Builder<'a> {
+    pub(super) place: &'a Place<'a>,
     folder: &'a Path,
     site: &'a Site,
 }
@@ -121,7 +123,7 @@ impl Builder<'_> {
             audit: self.audit(raw.audit, &store)?,
             store,
             kms: self.kms(raw.kms)?,
-            admin: self.admin(raw.admin)?,
+            admin: self.admin(raw.admin, raw.roles)?,
             metrics: match raw.metrics.listen {
                 None => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
                 Some(Listen::Off) => None,
@@ -293,7 +295,7 @@ impl Builder<'_> {
         })
     }
 
-    fn admin(&self, raw: raw::Admin) -> Result<AdminSettings, ConfigError> {
+    fn admin(&self, raw: raw::Admin, roles: Option<raw::Roles>) -> Result<AdminSettings, ConfigError> {
         Ok(AdminSettings {
             socket: SocketSettings {
                 path: self.socket("admin.socket", raw.socket, "/run/keystead/admin.sock")?,
@@ -304,6 +306,7 @@ impl Builder<'_> {
                 uids: self.uids("admin.allow_uids", raw.allow_uids, &[self.site.uid])?,
                 gids: self.gids("admin.allow_gids", raw.allow_gids)?,
             },
+            roles: self.roles(roles)?,
         })
     }
 
@@ -400,7 +403,12 @@ impl Builder<'_> {
         Ok(gid.map(Gid::from_raw))
     }
 
-    fn uids(&self, key: &str, given: Option<Vec<Spanned<Account>>>, default: &[u32]) -> Result<Vec<u32>, ConfigError> {
+    pub(super) fn uids(
+        &self,
+        key: &str,
+        given: Option<Vec<Spanned<Account>>>,
+        default: &[u32],
+    ) -> Result<Vec<u32>, ConfigError> {
         match given {
             Some(list) => self.accounts(key, list, accounts::uid, "user"),
             None => {
@@ -412,7 +420,7 @@ impl Builder<'_> {
         }
     }
 
-    fn gids(&self, key: &str, given: Option<Vec<Spanned<Account>>>) -> Result<Vec<u32>, ConfigError> {
+    pub(super) fn gids(&self, key: &str, given: Option<Vec<Spanned<Account>>>) -> Result<Vec<u32>, ConfigError> {
         self.accounts(key, given.unwrap_or_default(), accounts::gid, "group")
     }
 

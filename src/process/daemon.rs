@@ -21,10 +21,12 @@ use crate::config::Settings;
 use crate::custody::client::CustodyClient;
 use crate::rpc::admin::{AdminService, DaemonFacts};
 use crate::rpc::audited::{AdminAudit, RequestAudit};
+use crate::rpc::authorized::Authorized;
 use crate::rpc::incoming::{ConnectionCounters, Incoming, IncomingSettings};
 use crate::rpc::kms_v2::{KmsLimits, KmsV2};
 use crate::rpc::metrics::RequestMetrics;
 use crate::rpc::peer::PeerPolicy;
+use crate::rpc::roles::RolePolicy;
 use crate::rpc::serve::{ServeSettings, serve};
 use crate::service::keys::KeyService;
 use crate::service::lifecycle::{KeySettings, Lifecycle};
@@ -75,8 +77,8 @@ pub async fn run(
         }
     };
 
-    let kms = incoming(listeners.kms, settings.kms.max_connections, settings.kms.peers)?;
-    let admin = incoming(listeners.admin, MAX_ADMIN_CONNECTIONS, settings.admin.peers)?;
+    let kms = incoming(listeners.kms, settings.kms.max_connections, settings.kms.peers, RolePolicy::default())?;
+    let admin = incoming(listeners.admin, MAX_ADMIN_CONNECTIONS, settings.admin.peers, settings.admin.roles)?;
     let requests = Arc::new(RequestMetrics::default());
     let metrics_address = match &listeners.metrics {
         Some(listener) => listener.local_addr()?.to_string(),
@@ -130,8 +132,10 @@ pub async fn run(
         custodian_restarts: restarts,
         metrics_address,
     };
-    let admin_service = AdminServer::new(AdminService::new(lifecycle.clone(), facts, AdminAudit::new(trail)))
+    let audit = AdminAudit::new(trail);
+    let admin_service = AdminServer::new(AdminService::new(lifecycle.clone(), facts, audit.clone()))
         .max_decoding_message_size(MAX_ADMIN_MESSAGE);
+    let admin_service = Authorized::new(admin_service, audit);
     let kms_ends = ServeSettings {
         drain_timeout: settings.kms.drain_timeout,
         recycle_after: Some(RECYCLE_AFTER),
@@ -168,9 +172,10 @@ fn incoming(
     listener: std::os::unix::net::UnixListener,
     max_connections: usize,
     policy: PeerPolicy,
+    roles: RolePolicy,
 ) -> std::io::Result<Incoming> {
     listener.set_nonblocking(true)?;
-    let settings = IncomingSettings { max_connections, handshake_deadline: HANDSHAKE_DEADLINE, policy };
+    let settings = IncomingSettings { max_connections, handshake_deadline: HANDSHAKE_DEADLINE, policy, roles };
     Ok(Incoming::new(tokio::net::UnixListener::from_std(listener)?, settings))
 }
 

@@ -82,7 +82,7 @@ impl AdminAudit {
         request: &Request<T>,
         details: Value,
     ) -> Result<Audited, Status> {
-        let who = request.extensions().get::<Caller>().map(who);
+        let who = request.extensions().get().copied().map(who);
         let audited = Audited { trail: self.0.clone(), action, who };
         if let Some(trail) = &self.0
             && let Err(error) = trail.record(audited.line(Phase::Intent, details)).await
@@ -91,6 +91,17 @@ impl AdminAudit {
             return Err(unrecorded(error));
         }
         Ok(audited)
+    }
+
+    /// Records that somebody may not do what he asked for.
+    pub(super) async fn refused(&self, action: &'static str, caller: Option<Caller>) {
+        let who = caller.map(who);
+        tracing::warn!(action, uid = who.map(|who| who.uid), pid = who.and_then(|who| who.pid), "refused");
+        if let Some(trail) = &self.0 {
+            let refused = Audited { trail: None, action, who };
+            // Refused it is in any case; that it cannot be recorded is the trail's own alarm.
+            let _ = trail.record(refused.line(Phase::Refused, json!({}))).await;
+        }
     }
 }
 
@@ -134,7 +145,7 @@ impl Drop for Audited {
     }
 }
 
-fn who(caller: &Caller) -> Who {
+fn who(caller: Caller) -> Who {
     Who { uid: caller.uid, gid: caller.gid, pid: caller.pid }
 }
 

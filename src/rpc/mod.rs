@@ -3,12 +3,14 @@
 pub mod admin;
 pub mod audited;
 mod authority;
+pub mod authorized;
 pub mod connection;
 pub mod incoming;
 pub mod kms_v2;
 pub mod metrics;
 pub mod peer;
 mod peer_groups;
+pub mod roles;
 pub mod serve;
 pub mod socket;
 pub mod status_map;

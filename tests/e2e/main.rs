@@ -21,6 +21,7 @@ mod misconfigured;
 mod quickstart;
 mod recover;
 mod recovery;
+mod roles;
 mod rotation;
 mod shim;
 mod sockets;
