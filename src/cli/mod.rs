@@ -19,6 +19,7 @@ mod recovery;
 mod report;
 mod roots;
 mod serve;
+mod shell;
 mod status;
 mod table;
 mod time;
@@ -86,6 +87,10 @@ enum Command {
     /// The configuration
     #[command(subcommand)]
     Config(config_check::Command),
+    /// Completions for a shell: `source <(keystead completions bash)`
+    Completions(shell::CompletionsArguments),
+    /// Write the manual pages
+    Man(shell::ManArguments),
     /// Speak the KMS v2 protocol to the daemon, as kube-apiserver does; for debugging
     Kms(kms::Arguments),
     /// The process that serves requests; started by `serve`
@@ -130,6 +135,8 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Token(command) => token::run(&command, config),
         Command::Audit(command) => audit::run(&command, config),
         Command::Config(command) => config_check::run(&command, config),
+        Command::Completions(arguments) => Ok(shell::completions(&arguments, Cli::command())),
+        Command::Man(arguments) => shell::man(&arguments, with_exit_codes(Cli::command())),
         Command::Kms(arguments) => kms::run(&arguments, config, cli.global.output),
         Command::Custodian(custodian::Arguments { command: Some(command) }) => custodian::run(&command, config),
         // Both were taken before.
@@ -188,6 +195,8 @@ mod tests {
             "keystead audit verify",
             "keystead audit verify --folder files",
             "keystead config check",
+            "keystead completions zsh",
+            "keystead man --out pages",
             "keystead kms status",
             "keystead kms --socket /run/kms.sock encrypt --in a --out b",
             "keystead kms decrypt",
