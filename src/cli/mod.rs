@@ -18,6 +18,7 @@ mod recovery;
 mod report;
 mod roots;
 mod serve;
+mod source;
 mod status;
 mod table;
 mod time;
@@ -68,8 +69,8 @@ enum Command {
     /// The roots that open the key's generations
     #[command(subcommand)]
     Roots(roots::Command),
-    /// Rebuild the store from an etcd snapshot or a rescue file, and one durable root
-    Recover(recover::Arguments),
+    /// Rebuild the store from an etcd, its snapshot or a rescue file, and one durable root
+    Recover(Box<recover::Arguments>),
     /// The recovery key, kept offline
     #[command(subcommand)]
     Recovery(recovery::Command),
@@ -172,6 +173,8 @@ mod tests {
             "keystead roots rescue --to public.pem --out rescue.txt",
             "keystead recover --snapshot a.db --no-recovery --replace-store",
             "keystead recover --snapshot a.db --private p.pem --dry-run --provider edge --skip-hash-check",
+            "keystead recover --etcd https://a:2379 --etcd-cacert a --etcd-cert b --etcd-key c --etcd-timeout 5 --dry-run",
+            "keystead recover --etcd unix:///a --rescue rescue.txt --prefix /a --prefix /b --no-recovery",
             "keystead recover --rescue rescue.txt --private p.pem --recovery public.pem",
             "keystead recovery keygen --out private.pem --public-out public.pem",
             "keystead recovery verify --private private.pem",
@@ -202,6 +205,11 @@ mod tests {
             "keystead recover --no-recovery",
             "keystead recover --snapshot a",
             "keystead recover --snapshot a --dry-run --no-recovery",
+            "keystead recover --snapshot a --etcd http://127.0.0.1:1 --dry-run",
+            "keystead recover --etcd https://a:1 --etcd-cert a --etcd-key b --dry-run",
+            "keystead recover --etcd https://a:1 --etcd-cacert c --etcd-cert a --dry-run",
+            "keystead recover --rescue a --etcd-cacert c --dry-run",
+            "keystead recover --etcd http://127.0.0.1:1 --etcd-timeout 0 --dry-run",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
