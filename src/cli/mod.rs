@@ -7,6 +7,7 @@
 mod config_check;
 mod connection;
 mod custodian;
+mod etcd;
 mod exit;
 mod init;
 mod internal;
@@ -69,6 +70,9 @@ enum Command {
     /// The roots that open the key's generations
     #[command(subcommand)]
     Roots(roots::Command),
+    /// What stands in the cluster's etcd
+    #[command(subcommand)]
+    Etcd(etcd::Command),
     /// Rebuild the store from an etcd, its snapshot or a rescue file, and one durable root
     Recover(Box<recover::Arguments>),
     /// The recovery key, kept offline
@@ -122,6 +126,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Status => status::run(config),
         Command::Key(command) => key::run(&command, config, cli.global.output),
         Command::Roots(command) => roots::run(&command, config),
+        Command::Etcd(command) => etcd::run(&command, config, cli.global.output),
         Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
@@ -171,6 +176,8 @@ mod tests {
             "keystead key rotate --yes",
             "keystead roots list",
             "keystead roots rescue --to public.pem --out rescue.txt",
+            "keystead etcd scan --snapshot a.db --skip-hash-check",
+            "keystead etcd scan --etcd http://127.0.0.1:2379 --prefix /registry/ --no-record",
             "keystead recover --snapshot a.db --no-recovery --replace-store",
             "keystead recover --snapshot a.db --private p.pem --dry-run --provider edge --skip-hash-check",
             "keystead recover --etcd https://a:2379 --etcd-cacert a --etcd-cert b --etcd-key c --etcd-timeout 5 --dry-run",
@@ -203,6 +210,8 @@ mod tests {
     fn recover_without_a_source_or_a_word_on_recovery_is_a_usage_error() {
         for line in [
             "keystead recover --no-recovery",
+            "keystead etcd scan",
+            "keystead etcd scan --snapshot a --etcd unix:///a",
             "keystead recover --snapshot a",
             "keystead recover --snapshot a --dry-run --no-recovery",
             "keystead recover --snapshot a --etcd http://127.0.0.1:1 --dry-run",

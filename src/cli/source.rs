@@ -58,6 +58,11 @@ impl EtcdSource {
         self.snapshot.is_some()
     }
 
+    /// Whether keys may have been left out.
+    pub fn is_restricted(&self) -> bool {
+        !self.prefixes().are_all_keys()
+    }
+
     fn prefixes(&self) -> Prefixes {
         Prefixes::new(self.prefix.iter().cloned())
     }

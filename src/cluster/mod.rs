@@ -2,7 +2,7 @@
 //! generations.
 //!
 //! Everything in an etcd is hostile: whoever can write it has written it. It is read bounded, in one pass, and says
-//! only what was seen ([`keystead_core::recovery::Sighting`]); what of it can be believed is judged elsewhere. The
+//! only what was seen ([`keystead_core::recovery::Sighting`], [`Scan`]); what of it can be believed is judged elsewhere. The
 //! daemon never comes here.
 
 mod bbolt;
@@ -10,6 +10,7 @@ mod bbolt;
 mod etcd;
 mod objects;
 mod prefixes;
+mod scan;
 mod snapshot;
 mod source;
 mod survey;
@@ -17,6 +18,7 @@ mod survey;
 #[cfg(feature = "cluster")]
 pub use etcd::{Credentials, Etcd, EtcdError};
 pub use prefixes::Prefixes;
+pub use scan::{Group, Scan};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use source::{Origin, Provenance, Reader, Source, SourceError};
 pub use survey::Survey;

@@ -14,14 +14,15 @@ use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
     Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse,
-    RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress,
-    RotateRequest, Sandbox,
+    RecordScanRequest, RecordScanResponse, RescueRequest, RescueResponse, RestartCustodianRequest,
+    RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::status_map::{rescue_error, rotation_error};
+use super::scan;
+use super::status_map::{rescue_error, rotation_error, scan_error};
 use crate::memory;
 use crate::service::keys::Keys;
 use crate::service::lifecycle::{CustodyState, Lifecycle};
@@ -102,6 +103,7 @@ impl Admin for AdminService {
                 status.active_generation = active.number.0;
                 status.durable_roots = active.wraps.iter().map(|wrap| wrap.root_kind.to_string()).collect();
             }
+            status.scan = scan::shown(keyring);
             status.warnings = warnings(keyring, &status);
             let faults = keys.slots().filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
             status.warnings.extend(
@@ -169,6 +171,17 @@ impl Admin for AdminService {
         }))
     }
 
+    async fn record_scan(&self, request: Request<RecordScanRequest>) -> Result<Response<RecordScanResponse>, Status> {
+        let findings = scan::findings(request.into_inner(), self.lifecycle.settings().keyring.as_str())?;
+        let lifecycle = self.lifecycle.clone();
+        // A task of its own: a client that hangs up leaves nothing half settled.
+        let kept = tokio::spawn(async move { lifecycle.record_scan(findings).await })
+            .await
+            .map_err(|_| Status::internal("the change was broken off"))?;
+        let keyring = kept.map_err(|error| scan_error(&error))?;
+        Ok(Response::new(RecordScanResponse { scan: scan::shown(&keyring) }))
+    }
+
     async fn restart_custodian(
         &self,
         _request: Request<RestartCustodianRequest>,
@@ -203,6 +216,8 @@ fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Gen
         decrypts: slot.map_or(0, |slot| slot.decrypts.load(Ordering::Relaxed)),
         // Retired generations of a recovered store may carry more roots than an annotation holds.
         annotation: generation.annotation().unwrap_or_default(),
+        objects: keys.keyring.scan.as_ref().map(|scan| scan.objects(generation.number)),
+        forced: generation.forced.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 

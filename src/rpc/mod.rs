@@ -8,6 +8,7 @@ pub mod kms_v2;
 pub mod metrics;
 pub mod peer;
 mod peer_groups;
+mod scan;
 pub mod serve;
 pub mod socket;
 pub mod status_map;

@@ -8,6 +8,7 @@ use crate::service::explain::explain;
 use crate::service::keys::ServeError;
 use crate::service::rescue::RescueError;
 use crate::service::rotation::RotationError;
+use crate::service::scan::ScanError;
 
 /// A failed KMS request. Messages are the error's own text: safe to log, no key byte, no ciphertext.
 pub fn serve_error(error: &ServeError) -> Status {
@@ -31,6 +32,15 @@ pub fn rescue_error(error: &RescueError) -> Status {
         RescueError::NoRandomness => Code::Unavailable,
     };
     Status::new(code, error.to_string())
+}
+
+/// A scan that was not kept.
+pub fn scan_error(error: &ScanError) -> Status {
+    let code = match error {
+        ScanError::Refused(_) => Code::FailedPrecondition,
+        ScanError::Storage(_) => Code::Aborted,
+    };
+    Status::new(code, explain(error))
 }
 
 /// A failed rotation.

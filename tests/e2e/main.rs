@@ -24,6 +24,7 @@ mod quickstart;
 mod recover;
 mod recovery;
 mod rotation;
+mod scan;
 mod shim;
 mod sockets;
 mod stale;

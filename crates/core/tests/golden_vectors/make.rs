@@ -639,6 +639,7 @@ fn keyring(recovery: bool) -> Keyring {
         },
         last_number: GenerationNumber(0),
         rotation: None,
+        scan: None,
         generations: Vec::new(),
     }
 }
@@ -650,6 +651,7 @@ fn generation(id: &Name, state: GenerationState, wraps: Vec<WrappedKek>) -> Gene
         state,
         created: 1_800_000_000,
         activated: (state != GenerationState::Prepared).then_some(1_800_000_060),
+        forced: None,
         commitment: kek(0x20).commitment(),
         wraps,
     }
