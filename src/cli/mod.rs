@@ -174,6 +174,7 @@ mod tests {
             "keystead key describe",
             "keystead key describe 3",
             "keystead key rotate --yes",
+            "keystead key rotate --yes --force because",
             "keystead roots list",
             "keystead roots rescue --to public.pem --out rescue.txt",
             "keystead etcd scan --snapshot a.db --skip-hash-check",
@@ -210,6 +211,7 @@ mod tests {
     fn recover_without_a_source_or_a_word_on_recovery_is_a_usage_error() {
         for line in [
             "keystead recover --no-recovery",
+            "keystead key rotate --force",
             "keystead etcd scan",
             "keystead etcd scan --snapshot a --etcd unix:///a",
             "keystead recover --snapshot a",

@@ -10,6 +10,7 @@ use keystead_core::RootKind;
 use keystead_core::availability::Availability;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{GenerationState, Keyring};
+use keystead_core::reason::Reason;
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
@@ -135,7 +136,11 @@ impl Admin for AdminService {
 
     type RotateStream = Pin<Box<dyn Stream<Item = Result<RotateProgress, Status>> + Send>>;
 
-    async fn rotate(&self, _request: Request<RotateRequest>) -> Result<Response<Self::RotateStream>, Status> {
+    async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<Self::RotateStream>, Status> {
+        let force = match request.into_inner().force.as_str() {
+            "" => None,
+            reason => Some(reason.parse::<Reason>().map_err(|error| Status::invalid_argument(error.to_string()))?),
+        };
         let (sender, receiver) = mpsc::channel(4);
         let lifecycle = self.lifecycle.clone();
         // A task of its own: a client that hangs up does not stop a rotation half-way.
@@ -149,7 +154,7 @@ impl Admin for AdminService {
                 };
                 let _ = sender.try_send(Ok(RotateProgress { step: step.into(), generation: None }));
             };
-            let outcome = lifecycle.rotate(progress).await;
+            let outcome = lifecycle.rotate(force, progress).await;
             let last = outcome.map_err(|error| rotation_error(&error)).map(|generation| {
                 let serving = lifecycle.keys().serving();
                 let generation = serving.keys.as_ref().map(|keys| describe(keys, &generation));

@@ -47,7 +47,7 @@ impl Cluster {
         etcd.put_others();
         etcd.delete("gone");
         secrets.push((vec![1; 32], first));
-        site.keystead(["key", "rotate", "--yes"]).expect_success();
+        site.rotate().expect_success();
         for (seed, name) in [(2, "c"), (3, "d")] {
             let encrypted = encrypt(&mut kms, &[seed; 32]).await;
             etcd.put_secret(name, "edge", &encrypted);
@@ -77,7 +77,7 @@ impl Cluster {
         // It encrypts under a key ID of its own, and can rotate.
         let fresh = encrypt(&mut kms, b"fresh").await;
         assert!(self.secrets.iter().all(|(_, old)| old.key_id != fresh.key_id));
-        site.keystead(["key", "rotate", "--yes"]).expect_success();
+        site.rotate().expect_success();
         assert_eq!(decrypt(&mut kms, &fresh).await.unwrap(), b"fresh");
         drop(kms);
         assert!(daemon.stop().success());

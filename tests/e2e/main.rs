@@ -11,6 +11,7 @@ mod daemon;
 mod disk;
 mod etcd;
 mod grpcio;
+mod guard;
 mod hotswap;
 mod input;
 mod kms;

@@ -6,12 +6,12 @@ use crate::cluster::{Cluster, text};
 use crate::daemon::{Finished, Site};
 use crate::etcd::Etcd;
 
-fn json(output: std::process::Output) -> Value {
+pub fn json(output: std::process::Output) -> Value {
     serde_json::from_str(&output.expect_success()).unwrap()
 }
 
 /// Scans, and has the daemon keep it.
-fn scan(site: &Site, source: &[String]) -> Value {
+pub fn scan(site: &Site, source: &[String]) -> Value {
     json(site.command(["etcd", "scan", "--output", "json"]).args(source).output().unwrap())
 }
 
