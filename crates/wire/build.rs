@@ -9,7 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure().build_transport(false).compile_fds(ours)?;
     if std::env::var_os("CARGO_FEATURE_ETCD").is_some() {
         let etcd = protox::compile(["etcd/kv.proto"], [&root])?;
-        tonic_prost_build::configure().build_transport(false).build_server(false).compile_fds(etcd)?;
+        tonic_prost_build::configure().build_transport(false).compile_fds(etcd)?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! The daemon keeps the outcome and goes by it; it holds no access to etcd itself.
 
 use std::path::Path;
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand};
 use keystead_core::{GenerationNumber, KeyId};
@@ -17,6 +18,8 @@ use super::source::EtcdSource;
 use super::{settings, table};
 use crate::cluster::{Group, Origin, Provenance, Scan};
 
+/// The daemon asks the token for the record's key, and lets a change under way be finished first.
+const RECORDED_WITHIN: Duration = Duration::from_secs(60);
 /// Kinds named in a line of the table.
 const KINDS_SHOWN: usize = 2;
 
@@ -65,8 +68,9 @@ async fn record(mut daemon: Daemon, scan: &Scan, provenance: &Provenance, restri
         objects: objects.collect(),
         unknown: scan.unknown.objects,
     };
-    let answer = daemon.admin.record_scan(request);
-    Ok(daemon.connection.answer(answer).await?.scan.unwrap_or_default())
+    let call = daemon.admin.record_scan(request);
+    let answer = daemon.connection.within(RECORDED_WITHIN, call).await?.into_inner();
+    Ok(answer.scan.unwrap_or_default())
 }
 
 fn wire(provenance: &Provenance) -> ScanSource {

@@ -322,44 +322,5 @@ fn file(path: &Path) -> Result<Zeroizing<Vec<u8>>, EtcdError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn secrets_pass_in_the_clear_on_this_machine_only() {
-        let none = Credentials::default();
-        for good in ["http://127.0.0.1:2379", "http://localhost:2379/", "http://[::1]:2379", "unix:///run/etcd.sock"] {
-            assert!(endpoint(good, &none).is_ok(), "{good}");
-        }
-        for bad in [
-            "http://192.0.2.1:2379",
-            "http://localhost.example.org:2379",
-            "http://127.0.0.1@192.0.2.1:2379",
-            "https://127.0.0.1:2379",
-            "127.0.0.1:2379",
-            "http://127.0.0.1",
-            "http://127.0.0.1:2379/v3",
-            "ftp://127.0.0.1:2379",
-            "unix:etcd.sock",
-            "http://",
-            "",
-        ] {
-            assert!(matches!(endpoint(bad, &none), Err(EtcdError::Address { .. })), "{bad}");
-        }
-        let some = Credentials { authorities: Some("/nowhere".into()), identity: None };
-        for unused in ["http://127.0.0.1:2379", "unix:///run/etcd.sock"] {
-            assert!(matches!(endpoint(unused, &some), Err(EtcdError::Address { .. })), "{unused}");
-        }
-        assert!(matches!(endpoint("https://127.0.0.1:2379", &some), Err(EtcdError::File { .. })));
-    }
-
-    #[test]
-    fn compaction_is_told_from_an_answer_that_is_too_long() {
-        let compacted = Status::new(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted");
-        assert_eq!(Trouble::of(&compacted), Trouble::Compacted);
-        let long = Status::new(Code::OutOfRange, "Error, decoded message length too large: found 9 bytes");
-        assert_eq!(Trouble::of(&long), Trouble::TooLong);
-        assert_eq!(Trouble::of(&Status::unavailable("etcdserver: leader changed")), Trouble::Lost);
-        assert_eq!(Trouble::of(&Status::permission_denied("etcdserver: permission denied")), Trouble::Refused);
-    }
-}
+#[path = "etcd_tests.rs"]
+mod tests;
