@@ -104,16 +104,15 @@ fn report(scan: &Scan, provenance: &Provenance, kept: Option<&Kept>) -> Report {
             table::columns(&["GEN", "OBJECTS", "KINDS", "KEY ID"], &rows)
         }
     };
-    // The newest is where they should be.
+    // Without the daemon's word, the newest one seen is taken for the active one.
+    let active = kept.map(|kept| kept.active_generation).or(ours.last().map(|(number, ..)| number.0));
     let older: Vec<String> = ours
         .iter()
-        .rev()
-        .skip(1)
-        .rev()
+        .filter(|(number, ..)| Some(number.0) != active)
         .map(|(number, _, group)| format!("generation {number}: {}", samples(group)))
         .collect();
     if !older.is_empty() {
-        text.push_str(&format!("\nStill under an older generation:\n{}", table::list(&older)));
+        text.push_str(&format!("\nNot under the active generation:\n{}", table::list(&older)));
     }
     let beside: Vec<String> = beside(scan).into_iter().filter(|line| !line.is_empty()).collect();
     if !beside.is_empty() {
@@ -128,9 +127,7 @@ fn report(scan: &Scan, provenance: &Provenance, kept: Option<&Kept>) -> Report {
     match kept {
         None => text.push_str("Not recorded, as asked.\n"),
         Some(kept) if kept.rewritten => {
-            text.push_str(
-                "Recorded. Every object is under the active generation: older ones are not needed by this etcd.\n",
-            );
+            text.push_str("Recorded. Every object is under the active generation; no older one is needed.\n");
         }
         Some(kept) => {
             text.push_str("Recorded. Older generations may still be needed:\n");

@@ -221,7 +221,7 @@ fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Gen
         decrypts: slot.map_or(0, |slot| slot.decrypts.load(Ordering::Relaxed)),
         // Retired generations of a recovered store may carry more roots than an annotation holds.
         annotation: generation.annotation().unwrap_or_default(),
-        objects: keys.keyring.scan.as_ref().map(|scan| scan.objects(generation.number)),
+        objects: keys.keyring.scan.as_ref().and_then(|scan| scan.objects(generation.number)),
         forced: generation.forced.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }

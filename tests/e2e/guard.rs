@@ -25,7 +25,7 @@ async fn second_rotation_waits_for_a_scan_that_proves_the_rewrite() {
 
     assert!(refused(site).contains("no scan of etcd was recorded since generation 2"), "{}", refused(site));
     assert_eq!(scan(site, &source)["rewritten"], false);
-    assert!(refused(site).contains("2 objects are under generation 1"), "{}", refused(site));
+    assert!(refused(site).contains("objects under generation 1: 2"), "{}", refused(site));
 
     // Rewritten; but an object that cannot be read may be one of the old generation's.
     let fresh = encrypt(&mut kms, &[1; 32]).await;
@@ -33,19 +33,25 @@ async fn second_rotation_waits_for_a_scan_that_proves_the_rewrite() {
         etcd.put_secret(name, "edge", &fresh);
     }
     scan(site, &source);
-    assert!(refused(site).contains("1 objects that cannot be read"), "{}", refused(site));
+    assert!(refused(site).contains("which generation they need: 1"), "{}", refused(site));
     etcd.delete("garbled");
     let part = scan(site, &[&source[..], &["--prefix".to_owned(), "/registry/secrets/".to_owned()]].concat());
     assert_eq!((&part["rewritten"], &part["unknown"]["objects"]), (&json!(false), &json!(0)), "{part}");
     assert!(refused(site).contains("did not look at every key"), "{}", refused(site));
     let whole = scan(site, &source);
     assert_eq!((&whole["rewritten"], &whole["detail"]), (&json!(true), &Value::Null), "{whole}");
+    let told = site.command(["etcd", "scan"]).args(&source).output().unwrap().expect_success();
+    assert!(told.contains("no older one is needed") && told.lines().all(|line| line.chars().count() <= 80), "{told}");
     // The proof outlives the daemon, and a rotation that is allowed keeps no reason.
     drop(kms);
     assert!(daemon.stop().success());
     let daemon = site.serve().await;
     site.rotate().expect_success();
     assert_eq!(generations(site)[2]["forced"], Value::Null);
+
+    let all = generations(site);
+    let objects: Vec<&Value> = all.as_array().unwrap().iter().map(|each| &each["objects"]).collect();
+    assert_eq!(objects, [&json!(0), &json!(4), &Value::Null]);
 
     // It proves nothing of generation 2. Nor does what was saved before generation 3, however late it is read.
     assert!(refused(site).contains("no scan of etcd was recorded since generation 3"), "{}", refused(site));
@@ -68,6 +74,7 @@ async fn forced_rotation_keeps_its_reason_even_if_it_is_killed_half_way() {
     let reason = "CMK may be known, INC-42";
     site.keystead(["key", "rotate", "--yes", "--force", reason]).expect_success();
     let all = generations(&site);
+    assert_eq!(all[0]["objects"], Value::Null);
     let forced: Vec<&Value> = all.as_array().unwrap().iter().map(|each| &each["forced"]).collect();
     assert_eq!(forced, [&Value::Null, &Value::Null, &json!(reason)]);
     assert!(daemon.log().contains(reason), "{}", daemon.log());

@@ -72,9 +72,9 @@ pub enum NotRewritten {
     NoScan(GenerationNumber),
     #[error("the scan did not look at every key")]
     Restricted,
-    #[error("{objects} objects are under generation {number}")]
+    #[error("objects under generation {number}: {objects}")]
     StillNeeded { number: GenerationNumber, objects: u64 },
-    #[error("the scan met {0} objects that cannot be read: which generation they need is not known")]
+    #[error("objects that cannot be read, so that nobody knows which generation they need: {0}")]
     Unknown(u64),
     #[error(
         "the scan saw no object under generation {0}, which is active: it is of another cluster's etcd, or older than the \
@@ -84,9 +84,10 @@ pub enum NotRewritten {
 }
 
 impl Scan {
-    /// Objects under a generation.
-    pub fn objects(&self, number: GenerationNumber) -> u64 {
-        self.objects.iter().find(|scanned| scanned.number == number).map_or(0, |scanned| scanned.objects)
+    /// Objects under a generation. `None`: it became active later, so that the scan says nothing of it.
+    pub fn objects(&self, number: GenerationNumber) -> Option<u64> {
+        let known = self.objects.iter().find(|scanned| scanned.number == number).map(|scanned| scanned.objects);
+        known.or((number <= self.active).then_some(0))
     }
 }
 
@@ -127,10 +128,11 @@ impl Keyring {
             return Ok(());
         }
         let scan = self.scan.as_ref().filter(|scan| scan.active == active).ok_or(NotRewritten::NoScan(active))?;
-        let needed = older.map(|each| (each.number, scan.objects(each.number))).find(|(_, objects)| *objects > 0);
+        let under = |number| scan.objects(number).unwrap_or(0);
+        let needed = older.map(|each| (each.number, under(each.number))).find(|(_, objects)| *objects > 0);
         match needed {
             Some((number, objects)) => Err(NotRewritten::StillNeeded { number, objects }),
-            None if scan.objects(active) == 0 => Err(NotRewritten::NothingNew(active)),
+            None if under(active) == 0 => Err(NotRewritten::NothingNew(active)),
             None if scan.unknown > 0 => Err(NotRewritten::Unknown(scan.unknown)),
             None if scan.restricted => Err(NotRewritten::Restricted),
             None => Ok(()),

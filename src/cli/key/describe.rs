@@ -38,13 +38,7 @@ fn text(generation: &Generation) -> String {
         ("Created", moment(generation.created)),
         ("Activated", moment(generation.activated)),
         ("Loaded", if generation.loaded { "yes" } else { "no, at its first Decrypt" }.to_owned()),
-        (
-            "Requests",
-            format!(
-                "{} encrypts, {} decrypts since the start (that says nothing of what is still needed)",
-                generation.encrypts, generation.decrypts
-            ),
-        ),
+        ("Requests", format!("{} encrypts, {} decrypts since the start", generation.encrypts, generation.decrypts)),
     ];
     if let Some(objects) = generation.objects {
         rows.push(("Objects", format!("{objects} by the newest scan of etcd")));
