@@ -1,9 +1,10 @@
 //! `keystead etcd scan`: what etcd's bytes say of the generations, and what the daemon keeps of it.
 
+use keystead_wire::admin::v1::{RecordScanRequest, ScanSource};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, text};
-use crate::daemon::{Finished, Site};
+use crate::daemon::{Daemon, Finished, Site, decrypt, encrypt};
 use crate::etcd::Etcd;
 
 pub fn json(output: std::process::Output) -> Value {
@@ -80,4 +81,62 @@ async fn scan_is_told_to_people_in_eighty_columns() {
     let long = |line: &&str| line.chars().count() > 80 && !line.contains("nnnn");
     assert_eq!(shown.lines().find(long), None, "{shown}");
     assert!(daemon.stop().success());
+}
+
+/// Has the daemon keep a scan of another revision.
+async fn keep(daemon: &Daemon, revision: u64) -> Result<(), tonic::Status> {
+    let source = ScanSource { revision, cluster_id: 7, member_id: 8, ..ScanSource::default() };
+    let request = RecordScanRequest { source: Some(source), ..RecordScanRequest::default() };
+    daemon.admin().await.record_scan(request).await.map(drop)
+}
+
+/// The revision of the scan that is kept; 0 for none.
+async fn kept(daemon: &Daemon) -> u64 {
+    daemon.status().await.scan.and_then(|scan| scan.source).map_or(0, |source| source.revision)
+}
+
+#[tokio::test]
+async fn scan_that_cannot_be_written_is_refused_and_the_one_before_stays() {
+    let site = Site::initialized("");
+    let mut daemon = site.spawn(&[("FAILPOINTS", "store.before-write=1*off->1*return->off")]);
+    daemon.until_serving().await;
+    keep(&daemon, 1).await.unwrap();
+    let refused = keep(&daemon, 2).await.unwrap_err();
+    assert!(refused.message().contains("No space left"), "{refused}");
+    assert_eq!(kept(&daemon).await, 1);
+    keep(&daemon, 3).await.unwrap();
+    assert_eq!(kept(&daemon).await, 3);
+    // Without the token nothing can be authenticated; what is served is not touched.
+    let seed = encrypt(&mut daemon.kms().await, b"seed").await;
+    let (tokens, away) = (site.token.folder.join("tokens"), site.token.folder.join("away"));
+    std::fs::rename(&tokens, &away).unwrap();
+    daemon.kill_role("custodian", rustix::process::Signal::KILL);
+    daemon.until("degraded", |status| status.availability == "degraded").await;
+    keep(&daemon, 4).await.unwrap_err();
+    assert_eq!(decrypt(&mut daemon.kms().await, &seed).await.unwrap(), b"seed");
+    std::fs::rename(&away, &tokens).unwrap();
+    daemon.until("online", |status| status.availability == "online").await;
+    keep(&daemon, 5).await.unwrap();
+    assert!(daemon.stop().success());
+    let daemon = site.serve().await;
+    assert_eq!(kept(&daemon).await, 5);
+    site.rotate().expect_success();
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test]
+async fn daemon_killed_while_it_keeps_a_scan_serves_with_one_or_the_other() {
+    let site = Site::initialized("");
+    for name in ["store.half-written", "store.before-sync", "store.before-rename", "store.before-folder-sync"] {
+        let mut daemon = site.spawn(&[("KEYSTEAD_KILL_AT", name)]);
+        daemon.until_serving().await;
+        let before = kept(&daemon).await;
+        assert!(keep(&daemon, before + 1).await.is_err(), "{name} was never reached");
+        daemon.kill();
+        let daemon = site.serve().await;
+        let after = kept(&daemon).await;
+        assert!(after == before || after == before + 1, "{name}: {before} {after}");
+        keep(&daemon, after + 1).await.unwrap();
+        assert!(daemon.stop().success());
+    }
 }
