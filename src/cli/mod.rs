@@ -8,6 +8,7 @@ mod audit;
 mod config_check;
 mod connection;
 mod custodian;
+mod etcd;
 mod exit;
 mod init;
 mod internal;
@@ -20,6 +21,7 @@ mod report;
 mod roots;
 mod serve;
 mod shell;
+mod source;
 mod status;
 mod table;
 mod time;
@@ -70,8 +72,11 @@ enum Command {
     /// The roots that open the key's generations
     #[command(subcommand)]
     Roots(roots::Command),
-    /// Rebuild the store from an etcd snapshot or a rescue file, and one durable root
-    Recover(recover::Arguments),
+    /// What stands in the cluster's etcd
+    #[command(subcommand)]
+    Etcd(etcd::Command),
+    /// Rebuild the store from an etcd, its snapshot or a rescue file, and one durable root
+    Recover(Box<recover::Arguments>),
     /// The recovery key, kept offline
     #[command(subcommand)]
     Recovery(recovery::Command),
@@ -130,6 +135,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Status => status::run(config),
         Command::Key(command) => key::run(&command, config, cli.global.output),
         Command::Roots(command) => roots::run(&command, config),
+        Command::Etcd(command) => etcd::run(&command, config, cli.global.output),
         Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
@@ -180,10 +186,15 @@ mod tests {
             "keystead key describe",
             "keystead key describe 3",
             "keystead key rotate --yes",
+            "keystead key rotate --yes --force because",
             "keystead roots list",
             "keystead roots rescue --to public.pem --out rescue.txt",
+            "keystead etcd scan --snapshot a.db --skip-hash-check",
+            "keystead etcd scan --etcd http://127.0.0.1:2379 --prefix /registry/ --no-record",
             "keystead recover --snapshot a.db --no-recovery --replace-store",
             "keystead recover --snapshot a.db --private p.pem --dry-run --provider edge --skip-hash-check",
+            "keystead recover --etcd https://a:2379 --etcd-cacert a --etcd-cert b --etcd-key c --etcd-timeout 5 --dry-run",
+            "keystead recover --etcd unix:///a --rescue rescue.txt --prefix /a --prefix /b --no-recovery",
             "keystead recover --rescue rescue.txt --private p.pem --recovery public.pem",
             "keystead recovery keygen --out private.pem --public-out public.pem",
             "keystead recovery verify --private private.pem",
@@ -219,8 +230,16 @@ mod tests {
     fn recover_without_a_source_or_a_word_on_recovery_is_a_usage_error() {
         for line in [
             "keystead recover --no-recovery",
+            "keystead key rotate --force",
+            "keystead etcd scan",
+            "keystead etcd scan --snapshot a --etcd unix:///a",
             "keystead recover --snapshot a",
             "keystead recover --snapshot a --dry-run --no-recovery",
+            "keystead recover --snapshot a --etcd http://127.0.0.1:1 --dry-run",
+            "keystead recover --etcd https://a:1 --etcd-cert a --etcd-key b --dry-run",
+            "keystead recover --etcd https://a:1 --etcd-cacert c --etcd-cert a --dry-run",
+            "keystead recover --rescue a --etcd-cacert c --dry-run",
+            "keystead recover --etcd http://127.0.0.1:1 --etcd-timeout 0 --dry-run",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use keystead_wire::admin::v1::admin_client::AdminClient;
-use keystead_wire::admin::v1::{Audit, Custody, GetStatusRequest, GetStatusResponse, Sandbox};
+use keystead_wire::admin::v1::{Audit, Custody, GetStatusRequest, GetStatusResponse, Sandbox, Scan};
 use serde_json::json;
 
 use super::connection::{Connection, runtime};
 use super::exit::{Exit, Failure};
+use super::key::generation::scan;
 use super::paint::Colour;
 use super::report::Report;
 use super::{settings, table, time};
@@ -72,6 +73,7 @@ fn report(status: &GetStatusResponse) -> Report {
             "server_can_read_pin": sandbox.server_can_read_pin,
             "system_calls_filtered": sandbox.system_calls_filtered,
         },
+        "scan": status.scan.as_ref().map(scan),
         "warnings": status.warnings,
     });
     let exit = if status.availability == "online" { Exit::Done } else { Exit::NotServing };
@@ -98,6 +100,9 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
         plain("Generation", format!("{} ({loaded} of {known} loaded)", status.active_generation));
         plain("Roots", status.durable_roots.join(", "));
         plain("Store", format!("revision {}, epoch {}", status.store_revision, status.epoch));
+        if known > 1 || status.scan.is_some() {
+            plain("Scan", scan_line(status.scan.as_ref()));
+        }
     }
     plain("Custody", custody_line(custody));
     if !custody.token_label.is_empty() || !custody.token_serial.is_empty() {
@@ -139,6 +144,17 @@ fn custody_line(custody: &Custody) -> String {
     match custody.detail.as_str() {
         "" => state.to_owned(),
         detail => format!("{state}: {detail}"),
+    }
+}
+
+fn scan_line(scan: Option<&Scan>) -> String {
+    let Some(scan) = scan else {
+        return "none yet: `keystead etcd scan` shows which generations are still needed".to_owned();
+    };
+    let moment = time::rfc3339(scan.recorded).unwrap_or_default();
+    match scan.detail.as_str() {
+        "" => format!("{moment}: every object is under the active generation"),
+        detail => format!("{moment}: older generations may be needed: {detail}"),
     }
 }
 

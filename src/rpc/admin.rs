@@ -8,12 +8,14 @@ use keystead_core::RootKind;
 use keystead_core::availability::Availability;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{GenerationState, Keyring};
+use keystead_core::reason::Reason;
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
     Audit, AuditLine, Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest,
-    ListGenerationsResponse, QueryAuditRequest, RescueRequest, RescueResponse, RestartCustodianRequest,
-    RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
+    ListGenerationsResponse, QueryAuditRequest, RecordScanRequest, RecordScanResponse, RescueRequest, RescueResponse,
+    RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox,
+    VerifyAuditRequest, VerifyAuditResponse,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -22,7 +24,8 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::audited::AdminAudit;
-use super::status_map::{rescue_error, rotation_error};
+use super::scan;
+use super::status_map::{rescue_error, rotation_error, scan_error};
 use crate::audit::Trail;
 use crate::audit::query::{Filter, query_last};
 use crate::audit::verify::{Verified, VerifyError};
@@ -115,6 +118,7 @@ impl Admin for AdminService {
                 status.active_generation = active.number.0;
                 status.durable_roots = active.wraps.iter().map(|wrap| wrap.root_kind.to_string()).collect();
             }
+            status.scan = scan::shown(keyring);
             let known = warnings(keyring, &status);
             status.warnings.extend(known);
             let faults = keys.slots().filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
@@ -146,7 +150,12 @@ impl Admin for AdminService {
     }
 
     async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<BoxStream<RotateProgress>>, Status> {
-        let audited = self.audit.intent("rotate", &request, json!({})).await?;
+        let force = match request.get_ref().force.as_str() {
+            "" => None,
+            reason => Some(reason.parse::<Reason>().map_err(|error| Status::invalid_argument(error.to_string()))?),
+        };
+        let details = force.as_ref().map_or_else(|| json!({}), |reason| json!({"force": reason.to_string()}));
+        let audited = self.audit.intent("rotate", &request, details).await?;
         let (sender, receiver) = mpsc::channel(4);
         let lifecycle = self.lifecycle.clone();
         // A task of its own: a client that hangs up does not stop a rotation half-way.
@@ -160,7 +169,7 @@ impl Admin for AdminService {
                 };
                 let _ = sender.try_send(Ok(RotateProgress { step: step.into(), generation: None }));
             };
-            let outcome = lifecycle.rotate(progress).await.map_err(|error| rotation_error(&error));
+            let outcome = lifecycle.rotate(force, progress).await.map_err(|error| rotation_error(&error));
             let made = |generation: &keystead_core::keyring::Generation| json!({"generation": generation.number.0, "key_id": generation.key_id.as_str()});
             let last = audited.outcome(outcome, made).await.map(|generation| {
                 let serving = lifecycle.keys().serving();
@@ -184,6 +193,19 @@ impl Admin for AdminService {
             rescued: rescued.file.generations.iter().map(|generation| generation.key_id.to_string()).collect(),
             not_loaded: rescued.not_loaded.iter().map(ToString::to_string).collect(),
         }))
+    }
+
+    async fn record_scan(&self, request: Request<RecordScanRequest>) -> Result<Response<RecordScanResponse>, Status> {
+        let audited = self.audit.intent("record-scan", &request, json!({})).await?;
+        let findings = scan::findings(request.into_inner(), self.lifecycle.settings().keyring.as_str())?;
+        let lifecycle = self.lifecycle.clone();
+        // A task of its own: a client that hangs up leaves nothing half settled.
+        let kept = tokio::spawn(async move { lifecycle.record_scan(findings).await })
+            .await
+            .map_err(|_| Status::internal("the change was broken off"))
+            .and_then(|kept| kept.map_err(|error| scan_error(&error)));
+        let keyring = audited.outcome(kept, |keyring: &Keyring| json!({"store_revision": keyring.revision})).await?;
+        Ok(Response::new(RecordScanResponse { scan: scan::shown(&keyring) }))
     }
 
     async fn restart_custodian(
@@ -306,6 +328,8 @@ fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Gen
         decrypts: slot.map_or(0, |slot| slot.decrypts.load(Ordering::Relaxed)),
         // Retired generations of a recovered store may carry more roots than an annotation holds.
         annotation: generation.annotation().unwrap_or_default(),
+        objects: keys.keyring.scan.as_ref().and_then(|scan| scan.objects(generation.number)),
+        forced: generation.forced.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 

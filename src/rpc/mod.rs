@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod peer;
 mod peer_groups;
 pub mod roles;
+mod scan;
 pub mod serve;
 pub mod socket;
 pub mod status_map;

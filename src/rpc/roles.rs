@@ -17,6 +17,7 @@ pub enum Action {
     RestartCustodian,
     VerifyAudit,
     QueryAudit,
+    RecordScan,
 }
 
 /// A set of actions.
@@ -47,7 +48,7 @@ pub struct RolePolicy {
 }
 
 impl Action {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Status,
         Self::ListGenerations,
         Self::Rotate,
@@ -55,6 +56,7 @@ impl Action {
         Self::RestartCustodian,
         Self::VerifyAudit,
         Self::QueryAudit,
+        Self::RecordScan,
     ];
 
     pub fn name(self) -> &'static str {
@@ -66,6 +68,7 @@ impl Action {
             Self::RestartCustodian => "restart-custodian",
             Self::VerifyAudit => "audit-verify",
             Self::QueryAudit => "audit-query",
+            Self::RecordScan => "record-scan",
         }
     }
 
@@ -83,6 +86,7 @@ impl Action {
             "RestartCustodian" => Self::RestartCustodian,
             "VerifyAudit" => Self::VerifyAudit,
             "QueryAudit" => Self::QueryAudit,
+            "RecordScan" => Self::RecordScan,
             _ => return None,
         })
     }
@@ -135,10 +139,10 @@ impl Role {
     }
 
     pub fn rights(self) -> Rights {
-        use Action::{ListGenerations, QueryAudit, Rescue, RestartCustodian, Rotate, Status, VerifyAudit};
+        use Action::{ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian, Rotate, Status, VerifyAudit};
         let more: &[Action] = match self {
             Self::Viewer => &[],
-            Self::Operator => &[RestartCustodian],
+            Self::Operator => &[RestartCustodian, RecordScan],
             Self::CryptoAdmin => &[Rotate, Rescue],
             Self::Auditor => &[VerifyAudit, QueryAudit],
         };
@@ -193,7 +197,7 @@ mod tests {
     #[test]
     fn each_role_has_its_rights_and_roles_add_up() {
         assert_eq!(may(&peer(10, &[])), ["status", "list"]);
-        assert_eq!(may(&peer(20, &[])), ["status", "list", "rotate", "rescue", "restart-custodian"]);
+        assert_eq!(may(&peer(20, &[])), ["status", "list", "rotate", "rescue", "restart-custodian", "record-scan"]);
         assert_eq!(may(&peer(30, &[])), ["status", "list", "rotate", "rescue"]);
         assert_eq!(may(&peer(99, &[7])), ["status", "list", "rotate", "rescue"]);
         assert_eq!(may(&peer(40, &[])), ["status", "list", "audit-verify", "audit-query"]);

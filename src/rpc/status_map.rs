@@ -8,6 +8,7 @@ use crate::service::explain::explain;
 use crate::service::keys::ServeError;
 use crate::service::rescue::RescueError;
 use crate::service::rotation::RotationError;
+use crate::service::scan::ScanError;
 
 /// A failed KMS request. Messages are the error's own text: safe to log, no key byte, no ciphertext.
 pub fn serve_error(error: &ServeError) -> Status {
@@ -33,10 +34,21 @@ pub fn rescue_error(error: &RescueError) -> Status {
     Status::new(code, error.to_string())
 }
 
+/// A scan that was not kept.
+pub fn scan_error(error: &ScanError) -> Status {
+    let code = match error {
+        ScanError::Refused(_) => Code::FailedPrecondition,
+        ScanError::Storage(_) => Code::Aborted,
+    };
+    Status::new(code, explain(error))
+}
+
 /// A failed rotation.
 pub fn rotation_error(error: &RotationError) -> Status {
     let code = match error {
-        RotationError::Refused(_) | RotationError::Transition(_) => Code::FailedPrecondition,
+        RotationError::Refused(_) | RotationError::NotRewritten(_) | RotationError::Transition(_) => {
+            Code::FailedPrecondition
+        }
         // The key before it serves on; the journal settles what was begun.
         RotationError::NotProven(_) | RotationError::Storage(_) | RotationError::NoRandomness => Code::Aborted,
     };

@@ -114,6 +114,7 @@ async fn begin(
         recovery: recovery_root(request),
         last_number: GenerationNumber(0),
         rotation: None,
+        scan: None,
         generations: Vec::new(),
         audit: None,
     };

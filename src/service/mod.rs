@@ -1,4 +1,4 @@
-//! The use cases: serve keys, start from the store, initialise, rotate, rescue, recover.
+//! The use cases: serve keys, start from the store, initialise, rotate, keep scans, rescue, recover.
 //!
 //! [`keys::KeyService`] is the hot path and holds what is served; [`lifecycle::Lifecycle`] changes it, always in the order
 //! persist, publish, reply. Knows custody and store, not gRPC: rpc translates.
@@ -12,4 +12,5 @@ pub mod lifecycle;
 pub mod recover;
 pub mod rescue;
 pub mod rotation;
+pub mod scan;
 pub mod watch;

@@ -273,6 +273,7 @@ pub async fn rebuild(
         },
         last_number: findings.last_number(request.number_seen),
         rotation: None,
+        scan: None,
         generations: Vec::new(),
         audit: None,
     };
@@ -321,6 +322,7 @@ async fn retired(opened: Opened, custody: &CustodyClient) -> Result<Generation, 
         // The backup does not say.
         created: 0,
         activated: None,
+        forced: None,
         commitment,
         wraps,
     })

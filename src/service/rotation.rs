@@ -9,6 +9,8 @@ use std::time::SystemTime;
 
 use keystead_core::availability::Availability;
 use keystead_core::keyring::{Generation, Keyring, TransitionError};
+use keystead_core::reason::Reason;
+use keystead_core::scan::NotRewritten;
 use keystead_core::wrap::WrappedKek;
 use keystead_core::{Kek, WrapContext};
 use rand_core::{TryRng, UnwrapErr};
@@ -33,6 +35,13 @@ pub enum RotationError {
     /// Not while sealed, degraded, or another rotation is under way: the new generation could not be proven.
     #[error("rotation is refused: {0}")]
     Refused(String),
+    /// Another generation would be needed for ever: old ones cannot be deleted while objects hang on them, and a
+    /// cluster that hangs on many has been wedged by the loss of one.
+    #[error(
+        "rotation is refused: Secrets may still be under an older generation ({0}). Rewrite every Secret, then run \
+         `keystead etcd scan`; or rotate all the same with --force REASON, which is kept"
+    )]
+    NotRewritten(NotRewritten),
     #[error(transparent)]
     Transition(#[from] TransitionError),
     #[error("the new key could not be proven: {0}. It is rolled back, or finished, before the next rotation")]
@@ -56,11 +65,16 @@ pub(super) struct Settled {
 }
 
 impl Lifecycle {
-    /// Rotates to a new generation. Returns when the new key ID is served.
+    /// Rotates to a new generation. Returns when the new key ID is served. `force`: a person's reason to do so although
+    /// Secrets under older generations may not have been rewritten; it is kept with the generation if it was needed.
     ///
     /// # Errors
     /// [`RotationError`]; the generation before goes on serving, and what was begun is settled before the next rotation.
-    pub async fn rotate(&self, progress: impl Fn(RotationStep)) -> Result<Generation, RotationError> {
+    pub async fn rotate(
+        &self,
+        force: Option<Reason>,
+        progress: impl Fn(RotationStep),
+    ) -> Result<Generation, RotationError> {
         // Retries of an impatient client must not queue up: each would be a rotation of its own.
         let _alone =
             self.rotating.try_lock().map_err(|_| RotationError::Refused("another rotation is under way".into()))?;
@@ -77,8 +91,16 @@ impl Lifecycle {
         let Some(keyring) = self.keyring().filter(|keyring| keyring.rotation.is_none() && !self.is_unsettled()) else {
             return Err(RotationError::Refused("the rotation before is not settled yet; the log says why".into()));
         };
+        let forced = match (keyring.rewritten(), force) {
+            (Ok(()), _) => None,
+            (Err(why), None) => return Err(RotationError::NotRewritten(why)),
+            (Err(why), Some(reason)) => {
+                tracing::warn!(%reason, %why, "rotation forced");
+                Some(reason)
+            }
+        };
         let before = keyring.active().map(|generation| generation.key_id.clone());
-        match self.rotate_from(keyring, &progress).await {
+        match self.rotate_from(keyring, forced, &progress).await {
             Ok(settled) => {
                 fail::fail_point!("rotation.before-publish");
                 self.publish_settled(settled);
@@ -104,9 +126,13 @@ impl Lifecycle {
     async fn rotate_from(
         &self,
         mut keyring: Keyring,
+        forced: Option<Reason>,
         progress: &impl Fn(RotationStep),
     ) -> Result<Settled, RotationError> {
         keyring.begin_rotation(random()?, random()?, unix_now())?;
+        if let Some(intent) = &mut keyring.rotation {
+            intent.forced = forced;
+        }
         let keyring = self.records.persist(keyring).await?;
         fail::fail_point!("rotation.intent-written");
         let keyring = make_generation(&self.records, &self.custody, keyring).await?;

@@ -25,6 +25,7 @@ fn record(revision: u64) -> Vec<u8> {
         recovery: RecoveryRoot::Declined,
         last_number: GenerationNumber(0),
         rotation: None,
+        scan: None,
         generations: Vec::new(),
         audit: None,
     };

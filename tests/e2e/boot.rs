@@ -43,6 +43,6 @@ async fn second_daemon_on_one_store_ends_and_disturbs_nobody() {
 
     assert_eq!(fs::read(site.store_file()).unwrap(), record);
     assert_eq!(decrypt(&mut daemon.kms().await, &encrypted).await.unwrap(), b"seed");
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     assert_eq!(daemon.status().await.availability, "online");
 }

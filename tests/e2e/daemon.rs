@@ -96,6 +96,11 @@ impl Site {
         self.command(args).output().expect("keystead runs")
     }
 
+    /// Rotates, whatever was rewritten.
+    pub fn rotate(&self) -> Output {
+        self.keystead(["key", "rotate", "--yes", "--force", "for a test"])
+    }
+
     /// Starts the daemon without waiting for it to serve.
     pub fn spawn(&self, environment: &[(&str, &str)]) -> Daemon {
         let log = self.path().join("log");

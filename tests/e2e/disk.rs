@@ -29,16 +29,16 @@ opens
 
 echo "full"
 dd if=/dev/zero of="$store/filler" bs=1k 2>/dev/null || true
-expect 4 $KEYSTEAD key rotate --yes
+expect 4 $KEYSTEAD key rotate --yes --force "for a test"
 says "No space left"
 opens
 rm "$store/filler"
-expect 0 $KEYSTEAD key rotate --yes
+expect 0 $KEYSTEAD key rotate --yes --force "for a test"
 opens
 
 echo "read-only"
 mount -o remount,bind,ro "$store"
-expect 4 $KEYSTEAD key rotate --yes
+expect 4 $KEYSTEAD key rotate --yes --force "for a test"
 says "Read-only"
 opens
 kill $daemon
@@ -50,7 +50,7 @@ daemon=$!
 serves
 opens
 mount -o remount,bind,rw "$store"
-expect 0 $KEYSTEAD key rotate --yes
+expect 0 $KEYSTEAD key rotate --yes --force "for a test"
 opens
 kill $daemon
 wait $daemon

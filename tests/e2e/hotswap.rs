@@ -50,7 +50,7 @@ async fn survives(site: &Site, fault: Fault, inject: impl FnOnce(), mend: impl F
     assert!(fault.states.iter().any(|state| log.contains(&format!("\"state\":\"{state}\""))), "{log}");
     assert!(metric_says(&daemon, fault.states).await, "no metric says {:?}", fault.states);
     assert_eq!(kms.status(StatusRequest {}).await.unwrap().into_inner().healthz, "ok");
-    let error = site.keystead(["key", "rotate", "--yes"]).expect_failure(4);
+    let error = site.rotate().expect_failure(4);
     assert!(error.contains("refused"), "{error}");
     // The fault lasts, and so does the service.
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -60,7 +60,7 @@ async fn survives(site: &Site, fault: Fault, inject: impl FnOnce(), mend: impl F
     mend();
     daemon.until("recovered", is_calm).await;
     let recovered = mended.elapsed();
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     assert_eq!(decrypt(&mut kms, &before).await.unwrap(), b"before");
     let calls = load.stop().await;
     assert!(calls > 0);
@@ -188,7 +188,7 @@ async fn token_restored_from_a_backup_is_older_than_the_store() {
     let backup = site.token.folder.join("backup");
     copy(&tokens, &backup);
     let daemon = site.serve().await;
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     assert!(daemon.stop().success());
     let fault = Fault {
         name: "token older than the store (restored from a backup)",
@@ -204,7 +204,7 @@ async fn older_token_seals_a_start_and_the_right_one_opens_it() {
     let backup = site.token.folder.join("backup");
     copy(&folders(&site).0, &backup);
     let daemon = site.serve().await;
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     assert!(daemon.stop().success());
     swap_in(&site, &backup);
     let daemon = site.spawn(&[]);
@@ -309,7 +309,7 @@ async fn custodian_is_replaced_on_command_without_a_failed_call() {
         before = now;
     }
     let each = started.elapsed() / 20;
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     let calls = load.stop().await;
     assert!(!daemon.log().contains("ended unexpectedly"), "{}", daemon.log());
     println!(
@@ -328,11 +328,11 @@ async fn pin_is_changed_without_losing_service() {
     // The session that is open goes on; so do rotations.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert!(is_calm(&daemon.status().await));
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     write_pin(&site.token, "another-pin-1234");
     restart_custodian(&site).expect_success();
     assert!(is_calm(&daemon.status().await));
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     let calls = load.stop().await;
     println!("| PIN changed, file rewritten, custodian restarted | `online`, custody `ready` | – | 0 of {calls} | – |");
 }

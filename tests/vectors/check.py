@@ -205,6 +205,35 @@ def read_record(case):
     return json.loads(document)
 
 
+def no_field_twice(pairs):
+    need(len(dict(pairs)) == len(pairs), "a field stands twice")
+    return dict(pairs)
+
+
+def read_rescue(case):
+    head = re.match(r"keystead-rescue 1\n", case["rescue"])
+    need(head, "not a rescue file of format 1")
+    try:
+        document = json.loads(case["rescue"][head.end() :], object_pairs_hook=no_field_twice)
+    except json.JSONDecodeError:
+        raise Refused("not JSON") from None
+    need(set(document) == {"keyring", "node", "written", "epoch", "last_number", "generations"}, "other fields")
+    need(all(document[field] >= 0 for field in ("written", "epoch", "last_number")), "a negative number")
+    root_id = hashlib.sha256(bytes.fromhex(case["public_key"])).hexdigest()[:32]
+    keks = []
+    for each in document["generations"]:
+        need(set(each) == {"key_id", "created", "commitment", "wraps"}, "other fields of a generation")
+        keyring, number, _ = key_id(each["key_id"])
+        need(keyring == document["keyring"], "another keyring")
+        need(all(len(wrap["bytes"]) <= 2 * 640 for wrap in each["wraps"]), "a wrap is too long")
+        ours = [wrap for wrap in each["wraps"] if (wrap["root_kind"], wrap["root_id"]) == (3, root_id)]
+        need(ours, "no wrap for this key")
+        name = {"keyring": keyring, "generation": number, "key_id": each["key_id"], "commitment": each["commitment"]}
+        keys = {field: case[field] for field in ("private_key", "public_key")}
+        keks.append(open_hpke(name | keys | {"root_kind": 3, "root_id": root_id, "wrap": ours[0]["bytes"]}))
+    return document, keks
+
+
 # One check per file: `good` raises AssertionError, `bad` returns if the vector was accepted.
 
 
@@ -269,12 +298,24 @@ def good_record(case):
             bytes.fromhex(wrap["root_id"]), bytes.fromhex(wrap["bytes"])
 
 
+def good_rescue(case):
+    document, keks = read_rescue(case)
+    for field in ("keyring", "node", "written", "epoch", "last_number"):
+        assert document[field] == case[field]
+    read = [
+        {"key_id": each["key_id"], "created": each["created"], "kek": kek.hex(), "wraps": len(each["wraps"])}
+        for each, kek in zip(document["generations"], keks)
+    ]
+    assert read == case["generations"]
+
+
 FILES = {
     "annotation.json": (good_annotation, decode_annotation),
     "commitment.json": (good_commitment, bad_commitment),
     "envelope.json": (good_envelope, open_envelope),
     "key-id.json": (good_key_id, lambda case: key_id(case["key_id"])),
     "record.json": (good_record, read_record),
+    "rescue.json": (good_rescue, read_rescue),
     "wrap-aes-gcm.json": (good_wrap(open_aes_gcm), open_aes_gcm),
     "wrap-hpke-p256.json": (good_hpke, open_hpke),
     "wrap-rsa-oaep.json": (good_oaep, open_oaep),

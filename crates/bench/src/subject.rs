@@ -203,7 +203,10 @@ impl Daemon<'_> {
 
     /// Makes one more generation, as a person does.
     pub async fn rotate(&self) -> Result<(), Failure> {
-        self.installation.keystead(&["key", "rotate", "--yes"]).await.map(drop)
+        self.installation
+            .keystead(&["key", "rotate", "--yes", "--force", "measured with many generations"])
+            .await
+            .map(drop)
     }
 
     pub async fn counts(&self) -> Result<Counts, Failure> {

@@ -11,6 +11,8 @@ use crate::context::{EnvelopeContext, WrapContext};
 use crate::hex;
 use crate::hpke_p256::P256PublicKey;
 use crate::id::{GenerationNumber, KeyId, KeyringId, NodeId, RootId, RootKind};
+use crate::reason::Reason;
+use crate::scan::Scan;
 use crate::secret::KeyCommitment;
 use crate::wrap::WrappedKek;
 
@@ -30,6 +32,9 @@ pub struct Keyring {
     pub last_number: GenerationNumber,
     /// A rotation under way: written before the token is touched, so that what it leaves there has a name.
     pub rotation: Option<RotationIntent>,
+    /// The newest scan of etcd: which generations are still needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scan: Option<Scan>,
     pub generations: Vec<Generation>,
     /// How far the audit trail had come when this was written: it may be longer, never shorter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,6 +71,8 @@ pub struct RotationIntent {
     pub root_id: RootId,
     /// Unix seconds.
     pub started: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced: Option<Reason>,
 }
 
 /// One version of the key: a CMK version, its KEK's wraps, and the key ID the apiserver stores.
@@ -79,6 +86,9 @@ pub struct Generation {
     pub created: u64,
     /// Unix seconds; absent until it was activated.
     pub activated: Option<u64>,
+    /// Why it was made although older ones were not proven to be rewritten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced: Option<Reason>,
     pub commitment: KeyCommitment,
     /// One per durable root, fixed at creation.
     pub wraps: Vec<WrappedKek>,
@@ -165,6 +175,7 @@ impl Keyring {
             key_id: KeyId::mint(&self.keyring, number, key_random),
             root_id: RootId::new(&root_random).expect("16 bytes are a root ID"),
             started: now,
+            forced: None,
         };
         self.last_number = number;
         self.rotation = Some(intent.clone());
@@ -191,6 +202,7 @@ impl Keyring {
             state: GenerationState::Prepared,
             created: now,
             activated: None,
+            forced: intent.forced.clone(),
             commitment,
             wraps,
         };
@@ -270,6 +282,9 @@ impl Keyring {
             }) {
                 return wrong("the rotation under way names a CMK that a generation depends on");
             }
+        }
+        if self.scan.as_ref().is_some_and(|scan| !scan.objects.is_sorted_by(|a, b| a.number < b.number)) {
+            return wrong("a scan's generations are not in ascending order");
         }
         if matches!(self.recovery, RecoveryRoot::PublicKey { .. }) && self.recovery_key().is_none() {
             return wrong("the recovery key is not a P-256 point");

@@ -16,10 +16,12 @@ mod hex;
 pub mod hpke_p256;
 pub mod id;
 pub mod keyring;
+pub mod reason;
 pub mod record;
 pub mod recovery;
 pub mod recovery_key;
 pub mod rescue;
+pub mod scan;
 pub mod secret;
 pub mod wrap;
 

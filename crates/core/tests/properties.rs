@@ -308,6 +308,7 @@ fn empty_keyring() -> Keyring {
         recovery: RecoveryRoot::Declined,
         last_number: GenerationNumber(0),
         rotation: None,
+        scan: None,
         generations: Vec::new(),
         audit: None,
     }

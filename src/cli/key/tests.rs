@@ -2,7 +2,7 @@
 
 use keystead_wire::admin::v1::admin_server::{Admin, AdminServer};
 use keystead_wire::admin::v1::{
-    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, Root, RotateProgress, RotateRequest,
+    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, Root, RotateProgress, RotateRequest, Scan,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -39,6 +39,8 @@ fn generation(number: u64, state: &str) -> Generation {
         encrypts: 1,
         decrypts: 2,
         annotation: Vec::new(),
+        objects: Some(120),
+        forced: String::new(),
     }
 }
 
@@ -46,7 +48,8 @@ fn generation(number: u64, state: &str) -> Generation {
 impl Admin for Fake {
     async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
         self.admitted()?;
-        Ok(Response::new(GetStatusResponse::default()))
+        let scan = Scan { recorded: 1_763_816_645, ..Scan::default() };
+        Ok(Response::new(GetStatusResponse { scan: Some(scan), ..GetStatusResponse::default() }))
     }
 
     async fn list_generations(
@@ -99,6 +102,8 @@ async fn list_shows_whole_key_ids_in_eighty_columns() {
     let report = run_line("list", Fake::default()).await.unwrap();
     let key_id = generation(2, "active").key_id;
     assert!(report.text.contains(&key_id), "{}", report.text);
+    assert!(report.text.contains("By the scan of 2025-11-22T13:04:05Z:"), "{}", report.text);
+    assert!(report.text.contains("generation 2: 120 objects"), "{}", report.text);
     assert!(report.text.lines().all(|line| line.chars().count() <= 80), "{}", report.text);
     assert_eq!(report.json["generations"][0]["created"], "2025-11-22T13:04:05Z");
     assert_eq!(report.json["generations"][0]["activated"], serde_json::Value::Null);

@@ -10,6 +10,8 @@ use keystead_core::envelope::EnvelopeKey;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{Generation, GenerationState, Keyring, RecoveryRoot, TokenIdentity};
 use keystead_core::record;
+use keystead_core::rescue::{Rescue, RescuedGeneration};
+use keystead_core::scan::{Findings, Source};
 use keystead_core::wrap::{Construction, OaepHash, seal_under_transport_key};
 use keystead_core::{
     Authenticator, EnvelopeContext, GenerationNumber, Kek, KeyId, KeyringId, RootId, RootKind, WrapContext, WrappedKek,
@@ -28,6 +30,7 @@ pub fn files() -> Vec<(&'static str, Value)> {
         ("envelope.json", envelope()),
         ("key-id.json", key_id()),
         ("record.json", record()),
+        ("rescue.json", rescue()),
         ("wrap-aes-gcm.json", wrap_aes_gcm()),
         ("wrap-hpke-p256.json", wrap_hpke()),
         ("wrap-rsa-oaep.json", wrap_oaep()),
@@ -639,6 +642,7 @@ fn keyring(recovery: bool) -> Keyring {
         },
         last_number: GenerationNumber(0),
         rotation: None,
+        scan: None,
         generations: Vec::new(),
         audit: None,
     }
@@ -651,6 +655,7 @@ fn generation(id: &Name, state: GenerationState, wraps: Vec<WrappedKek>) -> Gene
         state,
         created: 1_800_000_000,
         activated: (state != GenerationState::Prepared).then_some(1_800_000_060),
+        forced: None,
         commitment: kek(0x20).commitment(),
         wraps,
     }
@@ -692,11 +697,28 @@ fn record() -> Value {
         generation(&third, GenerationState::Active, vec![custody_wrap(&third), recovery_wrap(&third)]),
     ];
 
+    let mut scanned = rotated.clone();
+    scanned.generations[2].forced = Some("CMK may be known: é, \"INC-42\"".parse().unwrap());
+    let findings = |source| Findings {
+        source,
+        revision: 9_007_199_254_740_993,
+        restricted: false,
+        objects: [(second().key_id, 7), (third.key_id.clone(), 120), (longest().key_id, 1)].into(),
+        unknown: 2,
+    };
+    scanned.record_scan(findings(Source::Etcd { cluster: u64::MAX - 1, member: 1 }), 1_800_000_120);
+    let mut from_snapshot = rotated.clone();
+    from_snapshot.begin_rotation(counting(0xc0), counting(0x08), 1_800_086_400).unwrap();
+    from_snapshot.rotation.as_mut().unwrap().forced = Some("because".parse().unwrap());
+    from_snapshot.record_scan(findings(Source::Snapshot { sha256: counting(0x70) }), 1_800_000_120);
+
     let good = vec![
         case("nothing-yet", &keyring(false), ""),
         case("one-active", &one, "1 Active 1"),
         case("rotation-journalled", &rotating, "1 Active 1"),
         case("three-generations-and-an-unknown-root", &rotated, "1 Destroyed 0, 2 Retired 2, 3 Active 2"),
+        case("forced-and-scanned", &scanned, "1 Destroyed 0, 2 Retired 2, 3 Active 2"),
+        case("scanned-from-a-snapshot-and-forcing", &from_snapshot, "1 Destroyed 0, 2 Retired 2, 3 Active 2"),
     ];
     let record = good[1]["record"].as_str().unwrap();
     let (head, document) = record.split_at(record.match_indices('\n').nth(1).unwrap().0 + 1);
@@ -709,6 +731,11 @@ fn record() -> Value {
     let retagged = |name: &str, error: &str, from: &str, to: &str| {
         assert!(document.contains(from), "{from}");
         with(name, error, &tagged(&document.replacen(from, to, 1)))
+    };
+    let of_scan = |name: &str, from: &str, to: &str| {
+        let (_, document) = good[4]["record"].as_str().unwrap().split_at(head.len());
+        assert!(document.contains(from), "{from}");
+        with(name, "malformed", &tagged(&document.replacen(from, to, 1)))
     };
     let inconsistent = |name: &str, change: &dyn Fn(&mut Keyring)| {
         let mut keyring = rotated.clone();
@@ -754,6 +781,16 @@ fn record() -> Value {
         retagged("field-missing", "malformed", "  \"recovery\": {\n    \"kind\": \"declined\"\n  },\n", ""),
         retagged("unknown-state", "malformed", "\"active\"", "\"dormant\""),
         retagged("negative-revision", "malformed", "\"revision\": 3", "\"revision\": -3"),
+        of_scan("reason-with-a-control-character", "CMK may be known", "\\u001b[2J"),
+        of_scan("reason-empty", "CMK may be known: é, \\\"INC-42\\\"", ""),
+        of_scan("scan-of-an-unknown-kind", "\"kind\": \"etcd\"", "\"kind\": \"consul\""),
+        of_scan("scan-without-a-revision", "\"revision\": 9007199254740993,", ""),
+        of_scan("scan-with-an-unknown-field", "\"unlisted\"", "\"surprise\": 1, \"unlisted\""),
+        of_scan("scan-of-a-cluster-beyond-64-bits", "18446744073709551614", "18446744073709551616"),
+        inconsistent("scanned-generations-out-of-order", &|keyring| {
+            keyring.scan = scanned.scan.clone();
+            keyring.scan.as_mut().unwrap().objects.swap(0, 1);
+        }),
         inconsistent("two-active", &|keyring| keyring.generations[1].state = GenerationState::Active),
         inconsistent("prepared-without-rotation", &|keyring| keyring.generations[2].state = GenerationState::Prepared),
         inconsistent("number-never-handed-out", &|keyring| keyring.last_number = GenerationNumber(2)),
@@ -771,4 +808,98 @@ fn record() -> Value {
         }),
     ];
     file("Store records: a keyring, authenticated under a key derived from the epoch secret", good, bad)
+}
+
+// Rescue files.
+
+fn rescue() -> Value {
+    let rescued = |id: &Name, created: u64, wraps: Vec<WrappedKek>| RescuedGeneration {
+        key_id: id.key_id.clone(),
+        created,
+        commitment: kek(0x20).commitment(),
+        wraps,
+    };
+    let of = |generations: Vec<RescuedGeneration>| Rescue {
+        keyring: "default".parse().unwrap(),
+        node: "master-1".parse().unwrap(),
+        written: 1_800_172_800,
+        epoch: 5,
+        last_number: GenerationNumber(3),
+        generations,
+    };
+    let keys = json!({ "private_key": hex([0x11; 32]), "public_key": hex(public_key(0x11).as_sec1()) });
+    let text = |rescue: &Rescue| String::from_utf8(rescue.to_bytes()).unwrap();
+    let case = |name: &str, rescue: &Rescue| {
+        let listed: Vec<Value> = rescue
+            .generations
+            .iter()
+            .map(|each| json!({ "key_id": each.key_id, "created": each.created, "kek": hex(counting::<32>(0x20)), "wraps": each.wraps.len() }))
+            .collect();
+        merged(&[
+            keys.clone(),
+            json!({
+                "name": name, "rescue": text(rescue), "keyring": rescue.keyring, "node": rescue.node,
+                "written": rescue.written, "epoch": rescue.epoch, "last_number": rescue.last_number,
+                "generations": listed,
+            }),
+        ])
+    };
+    let one = of(vec![rescued(&first(), 1_800_000_000, vec![recovery_wrap(&first()), custody_wrap(&first())])]);
+    let two = of(vec![
+        rescued(&second(), 0, vec![recovery_wrap(&second()), custody_wrap(&second()), unknown_wrap()]),
+        rescued(&name("default", 3, 0xd0), 1_800_086_400, vec![recovery_wrap(&name("default", 3, 0xd0))]),
+    ]);
+    let good = vec![case("one-generation", &one), case("two-generations-and-an-unknown-root", &two)];
+    let whole = text(&one);
+    let with = |name: &str, error: &str, rescue: &str| {
+        merged(&[keys.clone(), json!({ "name": name, "rescue": rescue, "error": error })])
+    };
+    let edited = |name: &str, error: &str, from: &str, to: &str| {
+        assert!(whole.contains(from), "{from}");
+        with(name, error, &whole.replacen(from, to, 1))
+    };
+    let changed = |name: &str, error: &str, change: &dyn Fn(&mut RescuedGeneration)| {
+        let mut rescue = one.clone();
+        change(&mut rescue.generations[0]);
+        with(name, error, &text(&rescue))
+    };
+    let no = "malformed";
+    let mut other_key = with("other-private-key", "no-root", &whole);
+    other_key["private_key"] = hex([0x22; 32]).into();
+    other_key["public_key"] = hex(public_key(0x22).as_sec1()).into();
+    let bad = vec![
+        with("empty", no, ""),
+        with("first-line-alone", no, "keystead-rescue 1\n"),
+        with("document-cut", no, &whole[..whole.len() - 3]),
+        with("text-added", no, &format!("{whole}{{}}")),
+        with("byte-order-mark", no, &format!("\u{feff}{whole}")),
+        with("carriage-returns", no, &whole.replace('\n', "\r\n")),
+        with("first-line-without-end", no, &"keystead-rescue 1".repeat(9)),
+        edited("other-magic", no, "keystead-rescue", "keystead-stores"),
+        edited("format-0", no, "rescue 1\n", "rescue 0\n"),
+        edited("format-01", no, "rescue 1\n", "rescue 01\n"),
+        edited("format-plus-1", no, "rescue 1\n", "rescue +1\n"),
+        edited("format-2", "newer-format 2", "rescue 1\n", "rescue 2\n"),
+        with("newer-format-of-any-content", "newer-format 10", "keystead-rescue 10\n"),
+        edited("unknown-field", no, "\"epoch\"", "\"surprise\": 1, \"epoch\""),
+        edited("unknown-field-of-a-generation", no, "\"created\"", "\"surprise\": 1, \"created\""),
+        edited("field-twice", no, "\"epoch\"", "\"epoch\": 5, \"epoch\""),
+        edited("field-missing", no, "  \"written\": 1800172800,\n", ""),
+        edited("negative-epoch", no, "\"epoch\": 5", "\"epoch\": -5"),
+        edited("other-keyring", no, "\"keyring\": \"default\"", "\"keyring\": \"edge-7\""),
+        changed("key-id-of-another-keyring", no, &|each| each.key_id = elsewhere().key_id),
+        changed("wrap-of-641-bytes", no, &|each| each.wraps[0].bytes = vec![2; 641]),
+        changed("no-wrap", "no-root", &|each| each.wraps.clear()),
+        changed("custody-wrap-alone", "no-root", &|each| drop(each.wraps.remove(0))),
+        changed("wrap-last-bit", "not-authentic", &|each| {
+            let wrap = &mut each.wraps[0].bytes;
+            *wrap = flipped(wrap, wrap.len() - 1, 1);
+        }),
+        changed("wrap-cut", no, &|each| each.wraps[0].bytes.truncate(113)),
+        changed("wrap-of-another-generation", "not-authentic", &|each| each.wraps[0] = recovery_wrap(&second())),
+        changed("key-id-of-another-generation", "not-authentic", &|each| each.key_id = second().key_id),
+        changed("commitment-of-another-key", "other-key", &|each| each.commitment = kek(0x21).commitment()),
+        other_key,
+    ];
+    file("Rescue files: the KEKs that were in memory when a token died, wrapped to a public key", good, bad)
 }

@@ -8,6 +8,7 @@ use keystead_core::annotation::{Annotation, AnnotationError};
 use keystead_core::envelope::{EnvelopeError, EnvelopeKey};
 use keystead_core::hpke_p256::{P256PublicKey, check_encapsulated, open_with_private_key, open_with_shared_secret};
 use keystead_core::record::{self, RecordError, UnverifiedRecord};
+use keystead_core::rescue::{Rescue, RescueError};
 use keystead_core::wrap::{Construction, OaepHash, WrapError, open_under_transport_key};
 use keystead_core::{
     Authenticator, EnvelopeContext, GenerationNumber, Kek, KeyCommitment, KeyId, RootId, RootKind, WrapContext,
@@ -31,6 +32,7 @@ pub fn readers() -> Vec<Reader> {
         Reader { file: "envelope.json", good: good_envelope, bad: |case| envelope(case).map(drop) },
         Reader { file: "key-id.json", good: good_key_id, bad: |case| key_id(case).map(drop) },
         Reader { file: "record.json", good: good_record, bad: |case| record(case).map(drop) },
+        Reader { file: "rescue.json", good: good_rescue, bad: |case| rescue(case).map(drop) },
         Reader {
             file: "wrap-aes-gcm.json",
             good: |case| good_wrap(case, aes_gcm),
@@ -275,4 +277,53 @@ fn good_record(case: &Case) {
     assert_eq!(states.join(", "), case.text("generations"));
     let key = FixedKey(case.array("record_key"));
     assert_eq!(record::encode(&keyring, &key), case.text("record").as_bytes(), "{}", case.name());
+}
+
+// Rescue files.
+
+/// Parsed, and every generation opened with the private key.
+fn rescue(case: &Case) -> Result<(Rescue, Vec<Kek>), String> {
+    let scalar = case.array::<32>("private_key");
+    let recipient = P256PublicKey::from_sec1(&case.bytes("public_key")).unwrap();
+    let rescue = Rescue::parse(case.text("rescue").as_bytes()).map_err(|error| match error {
+        RescueError::NewerFormat(format) => format!("newer-format {format}"),
+        RescueError::Malformed(_) => "malformed".to_owned(),
+    })?;
+    let keks: Result<Vec<Kek>, String> = rescue
+        .sightings()
+        .iter()
+        .map(|sighting| {
+            let annotation = &sighting.annotations[0];
+            let mut wraps = annotation.wraps.iter();
+            let to_this_key = |wrap: &&WrappedKek| {
+                wrap.root_kind == RootKind::Recovery && wrap.root_id == recipient.recovery_root_id()
+            };
+            let wrap = wraps.find(to_this_key).ok_or("no-root")?;
+            let Construction::HpkeP256 { encapsulated, sealed } =
+                Construction::parse(&wrap.bytes).map_err(wrap_error)?
+            else {
+                return other_construction();
+            };
+            let context = sighting.wrap_context(wrap);
+            let kek = open_with_private_key(&scalar, &context, &encapsulated, &sealed).map_err(wrap_error)?;
+            if kek.commitment() == annotation.commitment { Ok(kek) } else { Err("other-key".to_owned()) }
+        })
+        .collect();
+    Ok((rescue, keks?))
+}
+
+fn good_rescue(case: &Case) {
+    let (read, keks) = rescue(case).unwrap();
+    assert_eq!((read.keyring.as_str(), read.node.as_str()), (case.text("keyring"), case.text("node")));
+    assert_eq!((read.written, read.epoch), (case.number("written"), case.number("epoch")));
+    assert_eq!(read.last_number, GenerationNumber(case.number("last_number")));
+    let expected = case.cases("generations");
+    assert_eq!(read.generations.len(), expected.len());
+    for ((each, kek), expected) in read.generations.iter().zip(keks).zip(expected) {
+        assert_eq!(each.key_id, expected.parsed("key_id"));
+        assert_eq!((each.created, each.wraps.len() as u64), (expected.number("created"), expected.number("wraps")));
+        assert_eq!(kek.expose(), &expected.array("kek"));
+        expected.finish();
+    }
+    assert_eq!(read.to_bytes(), case.text("rescue").as_bytes(), "{}", case.name());
 }
