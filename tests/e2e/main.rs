@@ -8,6 +8,7 @@ mod crash;
 mod custodian;
 mod daemon;
 mod disk;
+mod doctor;
 mod etcd;
 mod grpcio;
 mod hotswap;
