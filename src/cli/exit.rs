@@ -86,7 +86,7 @@ impl From<ConfigError> for Failure {
         match error {
             ConfigError::Unreadable { .. } => failure.next("name the right file with --config or $KEYSTEAD_CONFIG"),
             ConfigError::Invalid(_) => failure.next("mend it, then `keystead config check`"),
-            ConfigError::NoNode => failure,
+            ConfigError::NoNode => failure.next("set `node` in the config file"),
         }
     }
 }

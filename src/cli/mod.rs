@@ -16,6 +16,7 @@ mod kms;
 mod paint;
 mod recover;
 mod recovery;
+mod remedy;
 mod report;
 mod roots;
 mod serve;
