@@ -8,6 +8,7 @@ mod audit;
 mod config_check;
 mod connection;
 mod custodian;
+mod doctor;
 mod etcd;
 mod exit;
 mod init;
@@ -17,6 +18,7 @@ mod kms;
 mod paint;
 mod recover;
 mod recovery;
+mod remedy;
 mod report;
 mod roots;
 mod serve;
@@ -66,6 +68,11 @@ enum Command {
     Serve,
     /// Show what the daemon serves, and what an operator should know
     Status,
+    /// Look for everything that is wrong or soon will be, and say what to do; changes nothing
+    ///
+    /// Ends with the code of the worst finding: 0 for ok and info, 6 for warnings, 7 for anything critical. What could not
+    /// be checked counts as info, and the last line says how much it was; run it as root to see all.
+    Doctor(doctor::Arguments),
     /// The generations of the key
     #[command(subcommand)]
     Key(key::Command),
@@ -133,6 +140,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Init(arguments) => init::run(&arguments, config),
         Command::Serve => serve::run(config),
         Command::Status => status::run(config),
+        Command::Doctor(arguments) => doctor::run(&arguments, config),
         Command::Key(command) => key::run(&command, config, cli.global.output),
         Command::Roots(command) => roots::run(&command, config),
         Command::Etcd(command) => etcd::run(&command, config, cli.global.output),
@@ -182,6 +190,7 @@ mod tests {
             "keystead init --no-recovery --abandon-lost-store",
             "keystead serve --config a.toml",
             "keystead status --output json",
+            "keystead doctor --only sockets --only store --encryption-config e.yaml",
             "keystead --output json key list",
             "keystead key describe",
             "keystead key describe 3",

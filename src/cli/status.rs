@@ -126,6 +126,9 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
         text.push_str("\nTo know:\n");
         text.push_str(&table::list(&status.warnings));
     }
+    if status.availability != "online" {
+        text.push_str("\n`keystead doctor` says what to do.\n");
+    }
     text
 }
 
@@ -223,6 +226,7 @@ mod tests {
             });
             assert_eq!(report.exit, Exit::NotServing);
             assert!(report.text.contains("no token keystead"), "{}", report.text);
+            assert!(report.text.ends_with("`keystead doctor` says what to do.\n"), "{}", report.text);
         }
     }
 }

@@ -9,6 +9,7 @@ use keystead_core::recovery_key::RecoveryKey;
 use keystead_core::{GenerationNumber, KeyCommitment};
 
 use super::exit::{Exit, Failure};
+use super::remedy::Remedy;
 use super::status;
 use crate::config::{Settings, Source};
 use crate::custody::contract::TokenSummary;
@@ -16,7 +17,7 @@ use crate::process::once::with_custodian;
 use crate::process::start;
 use crate::service::init::{self, InitError, InitRequest, Initialized};
 use crate::service::recover::{self, Openers, RebuildRequest, Rebuilt, RecoverError, Summary};
-use crate::store::Store;
+use crate::store::{Store, writable_by_others};
 
 /// What `init` is asked for.
 #[derive(Debug, Clone)]
@@ -51,6 +52,7 @@ pub fn init(order: &InitOrder, settings: &Settings, source: &Source) -> Result<I
         recovery: order.recovery.as_deref().map(recovery_key).transpose()?,
         abandon_lost_store: order.abandon_lost_store,
     };
+    guarded(&settings.store.path)?;
     let store = match Store::open(&settings.store.path) {
         Err(crate::store::StoreError::InUse(_)) if order.if_needed => return served(settings),
         opened => opened.map_err(failed)?,
@@ -150,6 +152,9 @@ pub fn recover(order: RecoverOrder, settings: &Settings, source: &Source) -> Res
         return Ok(RecoverOutcome { findings: findings.summary(), dry_run: true, store: None });
     }
     let recovery = order.recovery.as_deref().map(recovery_key).transpose()?;
+    if !order.dry_run {
+        guarded(&settings.store.path)?;
+    }
     let store = if order.dry_run { None } else { Some(Store::open(&settings.store.path).map_err(failed)?) };
     if let Some(store) = &store
         && !store.is_empty()
@@ -199,14 +204,18 @@ fn recovered_store(rebuilt: Rebuilt) -> RecoveredStore {
 }
 
 fn recovery_key(path: &Path) -> Result<P256PublicKey, Failure> {
+    const NEXT: &str = "name the file that `keystead recovery keygen --public-out` wrote";
     let pem = std::fs::read_to_string(path)
-        .map_err(|error| Failure::new(Exit::Usage, format!("cannot read {}: {error}", path.display())))?;
-    P256PublicKey::from_pem(&pem).map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", path.display())))
+        .map_err(|error| Failure::new(Exit::Usage, format!("cannot read {}: {error}", path.display())).next(NEXT))?;
+    P256PublicKey::from_pem(&pem)
+        .map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", path.display())).next(NEXT))
 }
 
 /// Runs the daemon; returns when it has ended as asked.
 pub fn serve(settings: &Settings, source: &Source) -> Result<(), Failure> {
-    start::serve(settings, source).map_err(|error| Failure::from_error(Exit::Failed, &error))
+    start::serve(settings, source).map_err(|error| {
+        Failure::from_error(Exit::Failed, &error).next("`keystead doctor` looks at everything that the daemon needs")
+    })
 }
 
 /// Every token of the module, asked of a custodian of its own: the module stays out of this process.
@@ -216,6 +225,15 @@ pub fn list_tokens(settings: &Settings, source: &Source) -> Result<Vec<TokenSumm
     outcome.map_err(failed)?.map_err(failed)
 }
 
-fn failed(error: impl std::error::Error) -> Failure {
-    Failure::from_error(Exit::Failed, &error)
+/// Where others may write, a record can be taken away and an old one put back.
+fn guarded(folder: &Path) -> Result<(), Failure> {
+    if !writable_by_others(folder).unwrap_or(false) {
+        return Ok(());
+    }
+    let message = format!("others than its owner may write to the store folder {}", folder.display());
+    Err(Failure::new(Exit::Failed, message).next(format!("`chmod 0700 {}`, then run it again", folder.display())))
+}
+
+fn failed(error: impl Remedy) -> Failure {
+    error.failure()
 }

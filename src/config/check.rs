@@ -12,6 +12,7 @@ use super::units::show_mode;
 use crate::custody::settings::PinSource;
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::socket::SocketSettings;
+use crate::store::writable_by_others;
 
 /// Something that was found, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,13 +150,12 @@ fn store(path: &Path, report: &mut Vec<Finding>) {
         Err(error) => problem(report, key, format!("{shown}: {error}")),
         Ok(metadata) if !metadata.is_dir() => problem(report, key, format!("{shown} is not a folder")),
         Ok(metadata) => {
-            if metadata.mode() & 0o077 != 0 {
-                let mode = show_mode(metadata.mode() & 0o777);
-                problem(
-                    report,
-                    key,
-                    format!("{shown} has mode {mode}: it is the daemon's alone; `chmod 0700 {shown}`"),
-                );
+            let mode = show_mode(metadata.mode() & 0o777);
+            if writable_by_others(path).unwrap_or(false) {
+                let harm = "others may put old records there";
+                problem(report, key, format!("{shown} has mode {mode}: {harm}; `chmod 0700 {shown}`"));
+            } else if metadata.mode() & 0o055 != 0 {
+                note(report, key, format!("{shown} has mode {mode}: others may look into it; `chmod 0700 {shown}`"));
             }
             if rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_err() {
                 problem(report, key, format!("{shown} cannot be written by this user"));
@@ -274,10 +274,20 @@ mod tests {
     #[test]
     fn folders_open_to_others_are_problems() {
         let rig = rig();
-        fs::set_permissions(rig.folder.path().join("store"), Permissions::from_mode(0o750)).unwrap();
+        fs::set_permissions(rig.folder.path().join("store"), Permissions::from_mode(0o757)).unwrap();
         fs::set_permissions(rig.folder.path().join("run"), Permissions::from_mode(0o777)).unwrap();
         let keys: Vec<_> = rig.found().into_iter().map(|(key, _)| key).collect();
         assert_eq!(keys, ["store.path", "kms.socket", "admin.socket"]);
+    }
+
+    /// `init` takes such a folder, too.
+    #[test]
+    fn store_that_others_may_only_look_into_is_a_note() {
+        let rig = rig();
+        for mode in [0o755, 0o750, 0o711] {
+            fs::set_permissions(rig.folder.path().join("store"), Permissions::from_mode(mode)).unwrap();
+            assert_eq!(rig.found(), [("store.path", Severity::Note)], "{mode:o}");
+        }
     }
 
     #[test]

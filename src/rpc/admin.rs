@@ -33,6 +33,7 @@ use crate::memory;
 use crate::service::explain::explain;
 use crate::service::keys::Keys;
 use crate::service::lifecycle::{CustodyState, Lifecycle};
+use crate::service::notices;
 use crate::service::rescue::Rescued;
 use crate::service::rotation::RotationStep;
 
@@ -126,11 +127,7 @@ impl Admin for AdminService {
                 faults.map(|(number, fault)| format!("generation {number} cannot be opened by custody: {fault}")),
             );
             if self.lifecycle.is_in_debt() {
-                status.warnings.push(
-                    "a change of the key is not settled yet (the log says why): do not put older files back into the store, and \
-                     do not restart if it can wait"
-                        .into(),
-                );
+                status.warnings.push(notices::UNSETTLED.into());
             }
         }
         Ok(Response::new(status))
@@ -350,27 +347,19 @@ fn warnings(keyring: &Keyring, status: &GetStatusResponse) -> Vec<String> {
         && active.wraps.len() == 1
         && active.wraps.iter().all(|wrap| wrap.root_kind != RootKind::Recovery)
     {
-        warnings.push(
-            "the keyring hangs on one durable root: if this token is lost, every Secret is lost. \
-             Only a new keyring can have a second one: `keystead init --recovery PUBKEY`"
-                .into(),
-        );
+        warnings.push(notices::ONE_ROOT.into());
     }
     if status.custody.as_ref().is_some_and(|custody| custody.manufacturer.starts_with("SoftHSM")) {
-        warnings.push(
-            "SoftHSM keeps its keys in files: whoever copies them with the PIN has the keys, and restoring them \
-             undoes rollback protection. Use a hardware token in production"
-                .into(),
-        );
+        warnings.push(notices::SOFTHSM.into());
     }
     if status.sandbox.as_ref().is_some_and(|sandbox| !sandbox.keys_locked) {
-        warnings.push("key pages are not locked into memory: raise LimitMEMLOCK (ulimit -l)".into());
+        warnings.push(notices::KEYS_NOT_LOCKED.into());
     }
     if status.sandbox.as_ref().is_some_and(|sandbox| sandbox.server_can_read_pin) {
-        warnings.push("the server process can read the PIN file: enable sandbox.landlock".into());
+        warnings.push(notices::PIN_READABLE.into());
     }
     if keyring.rotation.is_some() {
-        warnings.push("a rotation was cut off; it is settled at the next start or rotation".into());
+        warnings.push(notices::ROTATION_CUT_OFF.into());
     }
     warnings
 }

@@ -10,6 +10,7 @@ mod crash;
 mod custodian;
 mod daemon;
 mod disk;
+mod doctor;
 mod etcd;
 mod grpcio;
 mod guard;

@@ -11,7 +11,7 @@ async fn wrong_label_two_tokens_and_no_token_are_told_apart() {
     let site = Site::bare("");
     site.configure(&site.token.custody("keysted"), "");
     let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
-    assert!(error.contains("keysted") && error.contains("token list"), "{error}");
+    assert!(error.contains("keysted") && error.contains("next: ") && error.contains("token list"), "{error}");
 
     // A second token of the same label in the same place.
     let second = tempfile::tempdir().unwrap();
@@ -68,7 +68,7 @@ fn a_module_that_is_none_is_named() {
     for (module, word) in [("/nonexistent/module.so", "/nonexistent/module.so"), ("/bin/true", "/bin/true")] {
         site.configure(&format!("{}module = \"{module}\"\n", site.token.custody("keystead")), "");
         let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
-        assert!(error.contains(word) && error.contains("custody.module"), "{error}");
+        assert!(error.contains(word) && error.contains("next: set custody.module"), "{error}");
     }
 }
 
@@ -89,11 +89,36 @@ fn a_read_only_state_folder_and_a_loose_pin_file_are_named() {
     let site = Site::bare("");
     fs::set_permissions(site.token.pin_file(), fs::Permissions::from_mode(0o644)).unwrap();
     let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
-    assert!(error.contains("PIN"), "{error}");
+    assert!(error.contains("PIN") && error.contains("next: "), "{error}");
     fs::set_permissions(site.token.pin_file(), fs::Permissions::from_mode(0o600)).unwrap();
     // A file where the folder should be: refused as root too, whom no mode stops.
     fs::remove_dir_all(site.path().join("store")).unwrap();
     fs::write(site.path().join("store"), "").unwrap();
     let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
-    assert!(error.contains("store"), "{error}");
+    assert!(error.contains("store") && error.contains("next: "), "{error}");
+}
+
+#[test]
+fn init_and_config_check_agree_on_the_store_folder_s_mode() {
+    let site = Site::bare("");
+    let store = site.path().join("store");
+    fs::create_dir_all(&store).unwrap();
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o777)).unwrap();
+    site.keystead(["config", "check"]).expect_failure(2);
+    let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
+    assert!(error.contains("others") && error.contains("next: `chmod 0700"), "{error}");
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).unwrap();
+    let said = site.keystead(["config", "check"]).expect_success();
+    assert!(said.contains("note: store.path"), "{said}");
+    site.keystead(["init", "--no-recovery"]).expect_success();
+}
+
+#[test]
+fn init_that_cannot_be_done_twice_says_what_to_do_instead() {
+    let site = Site::initialized("");
+    let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
+    assert!(error.contains("next: `keystead serve`"), "{error}");
+    fs::remove_file(site.store_file()).unwrap();
+    let error = site.keystead(["init", "--no-recovery"]).expect_failure(1);
+    assert!(error.contains("next: look for the store first"), "{error}");
 }

@@ -90,6 +90,31 @@ pub(super) fn remember(serial: &str, source: Identity) {
     rejected().push(note(serial, source));
 }
 
+/// A rejection on record, as somebody beside the custodian finds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// The token's serial number.
+    pub serial: String,
+    /// Whether the PIN file is still the one that was tried; `None` without a file to compare.
+    pub same_file: Option<bool>,
+}
+
+/// The note in `folder`, if there is one. Looks at the PIN file's metadata only.
+pub fn rejection(folder: &Path, pin_file: Option<&Path>) -> io::Result<Option<Rejection>> {
+    let text = match fs::read_to_string(Latch::new(folder).path()) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let quoted = text.lines().find_map(|line| line.strip_prefix("serial "));
+    let serial = quoted.map(|quoted| quoted.trim_matches('"').to_owned()).unwrap_or_default();
+    let same_file = pin_file.map(|path| match rustix::fs::stat(path) {
+        Ok(status) => text == note(&serial, Identity::of(&status)),
+        Err(_) => false,
+    });
+    Ok(Some(Rejection { serial, same_file }))
+}
+
 fn rejected() -> MutexGuard<'static, Vec<String>> {
     REJECTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -120,6 +145,23 @@ mod tests {
         ] {
             assert_eq!(latch.holds("s1", changed), Ok(false));
         }
+    }
+
+    #[test]
+    fn note_is_found_from_outside_and_void_once_the_file_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let pin = folder.path().join("pin");
+        assert_eq!(rejection(folder.path(), Some(&pin)).unwrap(), None);
+        fs::write(&pin, "1234").unwrap();
+        let source = Identity::of(&rustix::fs::stat(&pin).unwrap());
+        Latch::new(folder.path()).prepare("s1", source).unwrap().put_down().unwrap();
+        let noted = |same_file| Some(Rejection { serial: "s1".into(), same_file });
+        assert_eq!(rejection(folder.path(), Some(&pin)).unwrap(), noted(Some(true)));
+        assert_eq!(rejection(folder.path(), None).unwrap(), noted(None));
+        fs::write(&pin, "12345").unwrap();
+        assert_eq!(rejection(folder.path(), Some(&pin)).unwrap(), noted(Some(false)));
+        fs::remove_file(&pin).unwrap();
+        assert_eq!(rejection(folder.path(), Some(&pin)).unwrap(), noted(Some(false)));
     }
 
     #[test]

@@ -22,3 +22,4 @@ mod session;
 mod token;
 
 pub use device::Device;
+pub use latch::{Rejection, rejection};

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use cryptoki::types::AuthPin;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use zeroize::Zeroizing;
 
 use crate::custody::contract::CustodyError;
@@ -29,6 +29,17 @@ pub(super) struct Identity {
     pub(super) inode: u64,
     pub(super) modified_ns: i128,
     pub(super) size: u64,
+}
+
+impl Identity {
+    pub(super) fn of(status: &Stat) -> Self {
+        Self {
+            device: status.st_dev,
+            inode: status.st_ino,
+            modified_ns: i128::from(status.st_mtime) * 1_000_000_000 + i128::from(status.st_mtime_nsec),
+            size: status.st_size as u64,
+        }
+    }
 }
 
 /// # Errors
@@ -78,15 +89,7 @@ fn read_file(path: &Path) -> Result<Pin, String> {
     if pin.trim() != pin || pin.starts_with('\u{feff}') || pin.chars().any(char::is_control) {
         return Err("it has blanks or control characters around the PIN (a carriage return, a second line?)".into());
     }
-    Ok(Pin {
-        value: AuthPin::from(Box::<str>::from(pin)),
-        source: Identity {
-            device: status.st_dev,
-            inode: status.st_ino,
-            modified_ns: i128::from(status.st_mtime) * 1_000_000_000 + i128::from(status.st_mtime_nsec),
-            size: status.st_size as u64,
-        },
-    })
+    Ok(Pin { value: AuthPin::from(Box::<str>::from(pin)), source: Identity::of(&status) })
 }
 
 fn unreadable(detail: String) -> CustodyError {
