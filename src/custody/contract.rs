@@ -77,18 +77,32 @@ impl fmt::Debug for GivenKek {
     }
 }
 
+/// What the custodian's process says of itself, once, before it answers anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ProcessReport {
+    pub uid: u32,
+    pub no_new_privs: bool,
+    pub dumpable: bool,
+    pub system_calls_filtered: bool,
+}
+
 /// What custody answers.
 #[derive(Debug)]
 pub enum Answer {
     Token(TokenDescription),
     Tokens(Vec<TokenSummary>),
     Cmks(Vec<RootId>),
-    NewKek { wrap: WrappedKek, kek: Kek },
+    NewKek {
+        wrap: WrappedKek,
+        kek: Kek,
+    },
     Kek(Kek),
     Wrapped(WrappedKek),
     Epochs(Vec<u64>),
     EpochKey(Zeroizing<[u8; 32]>),
     Done,
+    /// Unasked, with ID 0, as the first frame of a connection.
+    Process(ProcessReport),
 }
 
 /// The token in use.

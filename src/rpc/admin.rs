@@ -13,9 +13,9 @@ use keystead_core::keyring::{GenerationState, Keyring};
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse,
-    RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress,
-    RotateRequest, Sandbox,
+    CustodianProcess, Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest,
+    ListGenerationsResponse, RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root,
+    RotateProgress, RotateRequest, Sandbox,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -53,6 +53,12 @@ impl AdminService {
             state: state.name().to_owned(),
             detail: state.fault.as_ref().map(ToString::to_string).unwrap_or_default(),
             restarts: self.facts.custodian_restarts.load(Ordering::Relaxed),
+            process: self.lifecycle.custodian_process().map(|process| CustodianProcess {
+                uid: process.uid,
+                no_new_privs: process.no_new_privs,
+                dumpable: process.dumpable,
+                system_calls_filtered: process.system_calls_filtered,
+            }),
             ..Custody::default()
         };
         if let Some(description) = state.description {
@@ -240,7 +246,8 @@ fn warnings(keyring: &Keyring, status: &GetStatusResponse) -> Vec<String> {
         warnings.push("key pages are not locked into memory: raise LimitMEMLOCK (ulimit -l)".into());
     }
     if status.sandbox.as_ref().is_some_and(|sandbox| sandbox.server_can_read_pin) {
-        warnings.push("the server process can read the PIN file: enable sandbox.landlock".into());
+        warnings
+            .push("the server process can read the PIN file: enable sandbox.landlock, or set [process] users".into());
     }
     if keyring.rotation.is_some() {
         warnings.push("a rotation was cut off; it is settled at the next start or rotation".into());

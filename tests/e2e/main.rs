@@ -25,3 +25,4 @@ mod shim;
 mod sockets;
 mod stale;
 mod token;
+mod users;
