@@ -159,7 +159,8 @@ pub enum CustodyError {
     TokenMissing { wanted: String },
     #[error("more than one token has the label {label}: set custody.token_serial instead of custody.token_label")]
     TokenAmbiguous { label: String },
-    #[error("token {serial} rejected the user PIN{}; it will not be tried again until the PIN source changes",
+    #[error("token {serial} rejected the user PIN{}; it is not tried again. Write the right one, or, if the token's PIN was set to this one \
+         since, remove pin-rejected in custody.state_path",
             if *final_try { " (ONE try is left)" } else { "" })]
     PinRejected { serial: String, final_try: bool },
     #[error("the user PIN of token {serial} is locked. Unlock it with the security officer's PIN")]
