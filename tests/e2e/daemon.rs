@@ -200,6 +200,10 @@ impl Daemon {
         }
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("child").is_some()
+    }
+
     /// Waits for the end of the supervisor, and with it of all.
     pub fn wait(&mut self) -> ExitStatus {
         let started = Instant::now();

@@ -3,6 +3,7 @@
 mod authority;
 mod boot;
 mod clients;
+mod clock;
 mod configs;
 mod crash;
 mod custodian;
