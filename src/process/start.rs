@@ -65,8 +65,7 @@ pub fn serve(settings: &Settings, source: &Source) -> Result<(), StartError> {
     log::init(settings.log)?;
     if let Some(users) = &settings.users {
         // Here, where an error still reaches whoever starts the daemon.
-        users.check()?;
-        users.prepare_folders(&settings.store.path, &settings.custody.latch_folder)?;
+        users.prepare(&settings.store.path, &settings.custody.latch_folder)?;
     }
     let outcome = supervise(SupervisorSettings {
         kms: settings.kms.socket.clone(),

@@ -51,22 +51,20 @@ pub enum UserError {
 }
 
 impl Users {
-    /// Whether this process can start both children as who they are to be, and end them.
-    pub fn check(&self) -> Result<(), UserError> {
-        let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL;
-        let has = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed));
-        match [&self.server, &self.custodian].into_iter().find(|user| !user.is_current()) {
-            Some(user) if !has => Err(UserError::NotAllowed(user.uid)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Sees to it that the server has the store's folder and the custodian the one of its notes: neither could make it
-    /// where only root may write.
+    /// Before the first child is started: whether this process can make both who they are to be, and end them; and that
+    /// the server has the store's folder and the custodian the one of its notes, since neither could make it where only
+    /// root may write.
     ///
     /// # Errors
-    /// `Foreign` for a folder of somebody else's. It is not given away: what lies in it may not be ours.
-    pub fn prepare_folders(&self, store: &Path, notes: &Path) -> Result<(), UserError> {
+    /// `NotAllowed`; `Foreign` for a folder of somebody else's. It is not given away: what lies in it may not be ours.
+    pub fn prepare(&self, store: &Path, notes: &Path) -> Result<(), UserError> {
+        let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL;
+        let has = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed));
+        if let Some(user) = [&self.server, &self.custodian].into_iter().find(|user| !user.is_current())
+            && !has
+        {
+            return Err(UserError::NotAllowed(user.uid));
+        }
         self.server.own(store)?;
         self.custodian.own(notes)
     }
