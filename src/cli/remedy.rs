@@ -5,6 +5,7 @@ use std::error::Error;
 
 use super::exit::{Exit, Failure};
 use crate::custody::contract::CustodyError;
+use crate::process::start::StartError;
 use crate::service::epoch::LoadError;
 use crate::service::init::InitError;
 use crate::service::recover::RecoverError;
@@ -115,9 +116,13 @@ impl Remedy for RecoverError {
 }
 
 /// The custodian's process could not be started, or went wrong outside its protocol.
-impl Remedy for std::io::Error {
+impl Remedy for StartError {
     fn next(&self) -> &'static str {
-        "`keystead config check` looks at the module and its environment"
+        match self {
+            Self::Users(_) => "run it as root, or see [process] in docs/configuration.md",
+            Self::Store(error) => error.next(),
+            _ => "`keystead config check` looks at the module and its environment",
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use keystead_wire::admin::v1::admin_client::AdminClient;
-use keystead_wire::admin::v1::{Audit, Custody, GetStatusRequest, GetStatusResponse, Sandbox, Scan};
+use keystead_wire::admin::v1::{Audit, CustodianProcess, Custody, GetStatusRequest, GetStatusResponse, Sandbox, Scan};
 use serde_json::json;
 
 use super::connection::{Connection, runtime};
@@ -57,6 +57,12 @@ fn report(status: &GetStatusResponse) -> Report {
             "authentication": custody.authentication,
             "restarts": custody.restarts,
             "device_operations": custody.device_operations,
+            "process": custody.process.map(|process| json!({
+                "uid": process.uid,
+                "no_new_privs": process.no_new_privs,
+                "dumpable": process.dumpable,
+                "system_calls_filtered": process.system_calls_filtered,
+            })),
         },
         "audit": status.audit.map(|audit| json!({
             "last": audit.last,
@@ -72,6 +78,7 @@ fn report(status: &GetStatusResponse) -> Report {
             "keys_locked": sandbox.keys_locked,
             "server_can_read_pin": sandbox.server_can_read_pin,
             "system_calls_filtered": sandbox.system_calls_filtered,
+            "uid": sandbox.uid,
         },
         "scan": status.scan.as_ref().map(scan),
         "warnings": status.warnings,
@@ -112,8 +119,9 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
         plain("Module", custody.module.clone());
     }
     let (calls, restarts) = (custody.device_operations, custody.restarts);
-    plain("Custodian", format!("{calls} device calls, {restarts} restarts"));
-    plain("Protection", protection(sandbox));
+    let process = custody.process.map(custodian_protection).unwrap_or_default();
+    plain("Custodian", format!("{calls} device calls, {restarts} restarts{process}"));
+    plain("Server", protection(sandbox));
     plain("Audit trail", audit(status.audit));
     let metrics = match status.metrics_address.as_str() {
         "" => "off".to_owned(),
@@ -161,9 +169,23 @@ fn scan_line(scan: Option<&Scan>) -> String {
     }
 }
 
+fn custodian_protection(process: CustodianProcess) -> String {
+    format!(
+        "; user {}, {}, {}, {}",
+        process.uid,
+        word(process.system_calls_filtered, "system calls filtered", "system calls NOT FILTERED"),
+        word(process.no_new_privs, "no new privileges", "new privileges POSSIBLE"),
+        word(!process.dumpable, "no dumps", "DUMPABLE"),
+    )
+}
+
+fn word(good: bool, yes: &'static str, no: &'static str) -> &'static str {
+    if good { yes } else { no }
+}
+
 fn protection(sandbox: Sandbox) -> String {
-    let word = |good: bool, yes: &'static str, no: &'static str| if good { yes } else { no };
     [
+        &format!("user {}", sandbox.uid),
         word(sandbox.landlock, "Landlock on", "Landlock OFF"),
         word(sandbox.system_calls_filtered, "system calls filtered", "system calls NOT FILTERED"),
         word(sandbox.no_new_privs, "no new privileges", "new privileges POSSIBLE"),

@@ -17,7 +17,7 @@ use crate::process::once::with_custodian;
 use crate::process::start;
 use crate::service::init::{self, InitError, InitRequest, Initialized};
 use crate::service::recover::{self, Openers, RebuildRequest, Rebuilt, RecoverError, Summary};
-use crate::store::{Store, writable_by_others};
+use crate::store::{Store, StoreError, writable_by_others};
 
 /// What `init` is asked for.
 #[derive(Debug, Clone)]
@@ -52,21 +52,25 @@ pub fn init(order: &InitOrder, settings: &Settings, source: &Source) -> Result<I
         recovery: order.recovery.as_deref().map(recovery_key).transpose()?,
         abandon_lost_store: order.abandon_lost_store,
     };
-    guarded(&settings.store.path)?;
-    let store = match Store::open(&settings.store.path) {
-        Err(crate::store::StoreError::InUse(_)) if order.if_needed => return served(settings),
-        opened => opened.map_err(failed)?,
-    };
     let config = start::config_copy(source);
     let outcome = with_custodian(settings, &config, |custody| async move {
-        if order.if_needed {
+        guarded(&settings.store.path)?;
+        // In here, for it may have to be made, and by the server's user.
+        let store = match Store::open(&settings.store.path) {
+            Err(StoreError::InUse(_)) if order.if_needed => return Ok(None),
+            opened => opened.map_err(failed)?,
+        };
+        let initialized = if order.if_needed {
             init::init_if_needed(request, store, &custody).await
         } else {
             init::init(request, store, &custody).await
-        }
+        };
+        initialized.map(Some).map_err(|error: InitError| failed(error))
     });
-    let initialized = outcome.map_err(failed)?.map_err(|error: InitError| failed(error))?;
-    Ok(described(&initialized))
+    match outcome.map_err(failed)?? {
+        Some(initialized) => Ok(described(&initialized)),
+        None => served(settings),
+    }
 }
 
 /// The key of the daemon that has the store open.
@@ -152,17 +156,6 @@ pub fn recover(order: RecoverOrder, settings: &Settings, source: &Source) -> Res
         return Ok(RecoverOutcome { findings: findings.summary(), dry_run: true, store: None });
     }
     let recovery = order.recovery.as_deref().map(recovery_key).transpose()?;
-    if !order.dry_run {
-        guarded(&settings.store.path)?;
-    }
-    let store = if order.dry_run { None } else { Some(Store::open(&settings.store.path).map_err(failed)?) };
-    if let Some(store) = &store
-        && !store.is_empty()
-        && !order.replace_store
-    {
-        // Before anything is asked of the token.
-        return Err(failed(RecoverError::StoreIsThere));
-    }
     let request = RebuildRequest {
         keyring: settings.keyring.clone(),
         node: settings.node.clone(),
@@ -173,18 +166,30 @@ pub fn recover(order: RecoverOrder, settings: &Settings, source: &Source) -> Res
     };
     let config = start::config_copy(source);
     let outcome = with_custodian(settings, &config, |custody| async move {
+        if !order.dry_run {
+            guarded(&settings.store.path)?;
+        }
+        // In here, for it may have to be made, and by the server's user.
+        let store = if order.dry_run { None } else { Some(Store::open(&settings.store.path).map_err(failed)?) };
+        if let Some(store) = &store
+            && !store.is_empty()
+            && !order.replace_store
+        {
+            // Before anything is asked of the token.
+            return Err(failed(RecoverError::StoreIsThere));
+        }
         let openers = Openers { custody: Some(&custody), private: private.as_ref(), trusted: &trusted };
-        let findings = recover::open(sightings, &openers).await?;
+        let findings = recover::open(sightings, &openers).await.map_err(failed)?;
         let summary = findings.summary();
         let rebuilt = match &store {
             Some(store) if !summary.opened.is_empty() => {
-                Some(recover::rebuild(&request, findings, store, &custody).await?)
+                Some(recover::rebuild(&request, findings, store, &custody).await.map_err(failed)?)
             }
             _ => None,
         };
-        Ok::<_, RecoverError>((summary, rebuilt))
+        Ok((summary, rebuilt))
     });
-    let (findings, rebuilt) = outcome.map_err(failed)?.map_err(failed)?;
+    let (findings, rebuilt) = outcome.map_err(failed)??;
     Ok(RecoverOutcome { findings, dry_run: order.dry_run, store: rebuilt.map(recovered_store) })
 }
 

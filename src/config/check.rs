@@ -10,6 +10,7 @@ use super::settings::Settings;
 use super::site::Site;
 use super::units::show_mode;
 use crate::custody::settings::PinSource;
+use crate::process::users::{User, Users};
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::socket::SocketSettings;
 use crate::store::writable_by_others;
@@ -46,13 +47,17 @@ pub fn check(settings: &Settings, site: &Site) -> Vec<Finding> {
     module(&settings.custody.module, report);
     environment(settings, report);
     match &settings.custody.pin {
-        PinSource::File(file) => pin_file("custody.pin_file", file, report),
+        PinSource::File(file) => pin_file("custody.pin_file", file, settings.users.as_ref(), report),
         PinSource::Credential(name) => credential(name, site, report),
     }
-    store(&settings.store.path, report);
+    let users = settings.users.as_ref();
+    if users.is_some() {
+        folder("custody.state_path", &settings.custody.latch_folder, users.map(|users| &users.custodian), report);
+    }
+    folder("store.path", &settings.store.path, users.map(|users| &users.server), report);
     socket(&settings.kms.socket, &settings.kms.peers, ["kms.socket", "kms.allow_uids"], report);
     socket(&settings.admin.socket, &settings.admin.peers, ["admin.socket", "admin.allow_uids"], report);
-    if !settings.sandbox.landlock {
+    if !settings.sandbox.landlock && settings.users.is_none() {
         note(report, "sandbox.landlock", "is off: the server process could open the PIN file".into());
     }
     if !settings.sandbox.seccomp {
@@ -106,7 +111,7 @@ fn credential(name: &str, site: &Site, report: &mut Vec<Finding>) {
     }
 }
 
-fn pin_file(key: &'static str, path: &Path, report: &mut Vec<Finding>) {
+fn pin_file(key: &'static str, path: &Path, users: Option<&Users>, report: &mut Vec<Finding>) {
     let shown = path.display();
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
@@ -135,13 +140,23 @@ fn pin_file(key: &'static str, path: &Path, report: &mut Vec<Finding>) {
             format!("{shown} has mode {mode}: only owner and group may read it; `chmod 0400 {shown}`"),
         );
     }
-    if rustix::fs::access(path, rustix::fs::Access::READ_OK).is_err() {
-        problem(report, key, format!("{shown} cannot be read by this user; run the check as the daemon's user"));
+    match users {
+        Some(users) if !readable(&metadata, &users.custodian) => {
+            let uid = users.custodian.uid;
+            problem(report, key, format!("{shown} cannot be read by the custodian; `chown {uid} {shown}`"));
+        }
+        Some(users) if readable(&metadata, &users.server) => {
+            problem(report, key, format!("{shown} can be read by the server's user; `chmod 0400 {shown}`"));
+        }
+        None if rustix::fs::access(path, rustix::fs::Access::READ_OK).is_err() => {
+            problem(report, key, format!("{shown} cannot be read by this user; run the check as the daemon's user"));
+        }
+        Some(_) | None => {}
     }
 }
 
-fn store(path: &Path, report: &mut Vec<Finding>) {
-    let key = "store.path";
+/// A folder of the daemon's: the store's, or the one of the custodian's notes where that has a user of its own.
+fn folder(key: &'static str, path: &Path, owner: Option<&User>, report: &mut Vec<Finding>) {
     let shown = path.display();
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -157,8 +172,16 @@ fn store(path: &Path, report: &mut Vec<Finding>) {
             } else if metadata.mode() & 0o055 != 0 {
                 note(report, key, format!("{shown} has mode {mode}: others may look into it; `chmod 0700 {shown}`"));
             }
-            if rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_err() {
-                problem(report, key, format!("{shown} cannot be written by this user"));
+            match owner {
+                Some(User { uid, gid, .. }) if metadata.uid() != *uid => {
+                    let found = metadata.uid();
+                    let remedy = format!("`chown -R {uid}:{gid} {shown}`");
+                    problem(report, key, format!("{shown} belongs to user {found} and not to {uid}; {remedy}"));
+                }
+                None if rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_err() => {
+                    problem(report, key, format!("{shown} cannot be written by this user"));
+                }
+                Some(_) | None => {}
             }
         }
     }
@@ -188,6 +211,18 @@ fn socket(socket: &SocketSettings, peers: &PeerPolicy, [key, peers_key]: [&'stat
     if fs::symlink_metadata(&socket.path).is_ok_and(|metadata| !metadata.file_type().is_socket()) {
         problem(report, key, format!("{} exists and is not a socket; it will not be replaced", socket.path.display()));
     }
+}
+
+/// By owner, group and others, in the kernel's order.
+fn readable(file: &Metadata, user: &User) -> bool {
+    let bit = if file.uid() == user.uid {
+        0o400
+    } else if file.gid() == user.gid || user.groups.contains(&file.gid()) {
+        0o040
+    } else {
+        0o004
+    };
+    file.mode() & bit != 0
 }
 
 /// With the sticky bit only an entry's owner may rename or remove it.

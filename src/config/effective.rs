@@ -72,6 +72,7 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("custody.grace", json!(settings.custody_grace.map(show_duration))),
         ("custody.probe_interval", json!(show_duration(settings.custody_probe_interval))),
         ("custody.environment", json!(custody.environment)),
+        ("custody.state_path", path(&custody.latch_folder)),
         ("store.path", path(&settings.store.path)),
     ];
     rows.extend(audit(settings.audit.as_ref()));
@@ -96,6 +97,8 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("log.format", json!(settings.log.format.as_str())),
         ("sandbox.landlock", json!(settings.sandbox.landlock)),
         ("sandbox.seccomp", json!(settings.sandbox.seccomp)),
+        ("process.server_user", json!(settings.users.as_ref().map(|users| users.server.uid))),
+        ("process.custodian_user", json!(settings.users.as_ref().map(|users| users.custodian.uid))),
     ]);
     rows
 }

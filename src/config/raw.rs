@@ -32,6 +32,7 @@ pub struct Raw {
     pub metrics: Metrics,
     pub log: Log,
     pub sandbox: Sandbox,
+    pub process: Process,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -50,6 +51,7 @@ pub struct Custody {
     pub grace: Option<Spanned<Span>>,
     pub probe_interval: Option<Spanned<Span>>,
     pub environment: Option<Spanned<BTreeMap<String, String>>>,
+    pub state_path: Option<Spanned<PathBuf>>,
 }
 
 /// Which custodian holds the CMK.
@@ -193,6 +195,13 @@ pub struct Log {
 pub struct Sandbox {
     pub landlock: Option<bool>,
     pub seccomp: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Process {
+    pub server_user: Option<Spanned<Account>>,
+    pub custodian_user: Option<Spanned<Account>>,
 }
 
 /// A user or group, by number or by name.

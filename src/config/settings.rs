@@ -20,6 +20,7 @@ use super::units::{show_duration, show_size};
 use super::{accounts, node};
 use crate::audit::settings::{self as audit, AuditSettings, FailurePolicy, Forward};
 use crate::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
+use crate::process::users::{User, Users};
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::roles::RolePolicy;
 use crate::rpc::socket::SocketSettings;
@@ -46,6 +47,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     pub log: LogSettings,
     pub sandbox: SandboxSettings,
+    /// `None`: server and custodian run as whoever starts the daemon.
+    pub users: Option<Users>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +88,9 @@ impl Settings {
     /// `Invalid` with place, key and remedy for the first value that cannot be; `NoNode` if the node has no name.
     pub fn from_source(source: &Source, site: &Site) -> Result<Self, ConfigError> {
         let document = source.parse()?;
-        source.with_place(|place| Builder { place, folder: source.folder(), site }.settings(document.raw))
+        source.with_place(|place| {
+            Builder { place, folder: source.folder(), site, owner: site.uid }.settings(document.raw)
+        })
     }
 
     /// Reads and resolves the configuration of this machine: [`Source::find`], then [`Settings::from_source`].
@@ -101,10 +106,16 @@ pub(super) struct Builder<'a> {
     pub(super) place: &'a Place<'a>,
     folder: &'a Path,
     site: &'a Site,
+    /// Who is let in unless the file says otherwise: whoever runs the daemon, except the custodian's user.
+    owner: u32,
 }
 
 impl Builder<'_> {
-    fn settings(&self, raw: Raw) -> Result<Settings, ConfigError> {
+    fn settings(mut self, raw: Raw) -> Result<Settings, ConfigError> {
+        let users = self.users(raw.process)?;
+        if users.as_ref().is_some_and(|users| users.custodian.uid == self.owner) {
+            self.owner = 0;
+        }
         let store = StoreSettings { path: self.path("store.path", raw.store.path, "/var/lib/keystead")? };
         let admin_span = raw.admin.socket.as_ref().map(Spanned::span);
         let kms_span = raw.kms.socket.as_ref().map(Spanned::span);
@@ -119,8 +130,8 @@ impl Builder<'_> {
             },
             custody_grace: self.grace(&raw.custody)?,
             custody_probe_interval: self.probe_interval(&raw.custody)?,
-            custody: self.custody(raw.custody, &store)?,
             audit: self.audit(raw.audit, &store)?,
+            custody: self.custody(raw.custody, &store, users.is_some())?,
             store,
             kms: self.kms(raw.kms)?,
             admin: self.admin(raw.admin, raw.roles)?,
@@ -134,6 +145,7 @@ impl Builder<'_> {
                 landlock: raw.sandbox.landlock.unwrap_or(true),
                 seccomp: raw.sandbox.seccomp.unwrap_or(true),
             },
+            users,
         };
         if settings.kms.socket.path == settings.admin.socket.path {
             let (span, key) = match (admin_span, kms_span) {
@@ -157,7 +169,48 @@ impl Builder<'_> {
         self.duration("custody.probe_interval", value, Duration::from_secs(30), bounds)
     }
 
-    fn custody(&self, raw: raw::Custody, store: &StoreSettings) -> Result<CustodySettings, ConfigError> {
+    fn users(&self, raw: raw::Process) -> Result<Option<Users>, ConfigError> {
+        let (server, custodian) = match (raw.server_user, raw.custodian_user) {
+            (None, None) => return Ok(None),
+            (Some(server), Some(custodian)) => (server, custodian),
+            (Some(alone), None) | (None, Some(alone)) => {
+                let help = "set both, or neither: both processes then run as whoever starts the daemon";
+                return Err(self.place.fault(
+                    alone.span(),
+                    "process",
+                    "names the user of one process only",
+                    Some(help),
+                ));
+            }
+        };
+        let span = custodian.span();
+        let users = Users {
+            server: User { groups: Vec::new(), ..self.user("process.server_user", server)? },
+            custodian: self.user("process.custodian_user", custodian)?,
+        };
+        if users.server.uid == users.custodian.uid {
+            let problem = "is the server's user, too";
+            return Err(self.place.fault(span, "process.custodian_user", problem, Some("each needs one of its own")));
+        }
+        Ok(Some(users))
+    }
+
+    fn user(&self, key: &str, given: Spanned<Account>) -> Result<User, ConfigError> {
+        let user = accounts::user(self.site, given.get_ref()).ok_or_else(|| {
+            self.place.fault(given.span(), key, "is no local user", Some("create it, or write its number"))
+        })?;
+        match user.uid {
+            0 => Err(self.place.fault(given.span(), key, "is root", Some("give the process a user of its own"))),
+            _ => Ok(user),
+        }
+    }
+
+    fn custody(
+        &self,
+        raw: raw::Custody,
+        store: &StoreSettings,
+        separate: bool,
+    ) -> Result<CustodySettings, ConfigError> {
         let Kind::Pkcs11 = raw.kind.unwrap_or(Kind::Pkcs11);
         Ok(CustodySettings {
             module: match raw.module {
@@ -176,8 +229,12 @@ impl Builder<'_> {
                 Duration::from_millis(100)..=Duration::from_secs(300),
             )?,
             environment: self.environment(raw.environment)?,
-            // The one folder that is ours to write to on every site.
-            latch_folder: store.path.clone(),
+            latch_folder: match raw.state_path {
+                Some(path) => self.path("custody.state_path", Some(path), "")?,
+                None if separate => beside(&store.path),
+                // The one folder that is ours to write to on every site.
+                None => store.path.clone(),
+            },
         })
     }
 
@@ -281,7 +338,7 @@ impl Builder<'_> {
                 group: self.group("kms.group", raw.group)?,
             },
             peers: PeerPolicy {
-                uids: self.uids("kms.allow_uids", raw.allow_uids, &[self.site.uid, 0])?,
+                uids: self.uids("kms.allow_uids", raw.allow_uids, &[self.owner, 0])?,
                 gids: self.gids("kms.allow_gids", raw.allow_gids)?,
             },
             max_connections: self.count("kms.max_connections", raw.max_connections, 64, 1..=16_384)?,
@@ -303,7 +360,7 @@ impl Builder<'_> {
                 group: self.group("admin.group", raw.group)?,
             },
             peers: PeerPolicy {
-                uids: self.uids("admin.allow_uids", raw.allow_uids, &[self.site.uid])?,
+                uids: self.uids("admin.allow_uids", raw.allow_uids, &[self.owner])?,
                 gids: self.gids("admin.allow_gids", raw.allow_gids)?,
             },
             roles: self.roles(roles)?,
@@ -449,6 +506,13 @@ impl Builder<'_> {
             }),
         }
     }
+}
+
+/// `/var/lib/keystead` → `/var/lib/keystead-custodian`
+fn beside(store: &Path) -> PathBuf {
+    let mut name = store.as_os_str().to_owned();
+    name.push("-custodian");
+    PathBuf::from(name)
 }
 
 fn default_keyring() -> KeyringId {

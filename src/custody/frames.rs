@@ -11,7 +11,8 @@ use keystead_core::{Kek, NodeId, WrapContext};
 use zeroize::Zeroizing;
 
 use super::contract::{
-    Answer, CustodyError, EpochPurpose, EpochRef, GivenKek, PinState, Request, TokenDescription, TokenSummary,
+    Answer, CustodyError, EpochPurpose, EpochRef, GivenKek, PinState, ProcessReport, Request, TokenDescription,
+    TokenSummary,
 };
 pub use super::fields::FrameError;
 use super::fields::{Reader, Writer};
@@ -21,6 +22,9 @@ pub const VERSION: u8 = 1;
 pub const MAX_REQUEST: usize = 16 << 10;
 /// Longest reply after its length field: room for the root IDs of some 3,600 CMKs.
 pub const MAX_REPLY: usize = 64 << 10;
+
+/// No request has this ID.
+pub const UNASKED: u64 = 0;
 
 /// A frame as it goes over the socket, its length field included.
 pub type Frame = Zeroizing<Vec<u8>>;
@@ -156,6 +160,12 @@ pub fn decode_reply(body: &[u8]) -> Result<(u64, Reply), FrameError> {
         8 => Ok(Answer::Done),
         9 => Err(read_error(&mut fields)?),
         10 => Ok(Answer::Wrapped(read_wrap(&mut fields)?)),
+        11 => Ok(Answer::Process(ProcessReport {
+            uid: fields.u32()?,
+            no_new_privs: fields.bool()?,
+            dumpable: fields.bool()?,
+            system_calls_filtered: fields.bool()?,
+        })),
         _ => return Err(FrameError::Malformed("an unknown answer")),
     };
     fields.end()?;
@@ -304,6 +314,13 @@ fn write_answer(out: &mut Writer, answer: &Answer) {
         Answer::Wrapped(wrap) => {
             out.u8(10);
             write_wrap(out, wrap);
+        }
+        Answer::Process(report) => {
+            out.u8(11);
+            out.u32(report.uid);
+            for flag in [report.no_new_privs, report.dumpable, report.system_calls_filtered] {
+                out.u8(flag.into());
+            }
         }
     }
 }

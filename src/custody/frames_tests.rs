@@ -54,6 +54,7 @@ fn token(pin: PinState) -> TokenSummary {
 }
 
 fn replies() -> Vec<Reply> {
+    let report = ProcessReport { uid: 997, no_new_privs: true, dumpable: false, system_calls_filtered: true };
     let description = TokenDescription {
         token: token(PinState::Fine),
         module: "/usr/lib/module.so".into(),
@@ -77,6 +78,7 @@ fn replies() -> Vec<Reply> {
         Ok(Answer::EpochKey(Zeroizing::new([5; 32]))),
         Ok(Answer::Done),
         Ok(Answer::Wrapped(wrap)),
+        Ok(Answer::Process(report)),
         Err(CustodyError::Gone),
         Err(CustodyError::TimedOut),
         Err(CustodyError::Busy),

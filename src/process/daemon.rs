@@ -219,6 +219,7 @@ fn sandbox(lockdown: LockdownReport) -> Sandbox {
         keys_locked: false,
         system_calls_filtered: lockdown.sandbox.system_calls == Filtering::On,
         server_can_read_pin: lockdown.sandbox.pin_reachable.unwrap_or(false),
+        uid: rustix::process::geteuid().as_raw(),
     }
 }
 

@@ -20,3 +20,4 @@ mod signals;
 pub mod spawn;
 pub mod start;
 pub mod supervisor;
+pub mod users;

@@ -4,14 +4,17 @@ use std::io;
 use std::path::PathBuf;
 
 use super::config_copy::ConfigCopy;
+use super::hardening::Role;
 use super::sandbox::SandboxSettings;
-use super::seccomp::{Filter, filter_system_calls};
+use super::seccomp::{Filter, Filtering, filter_system_calls};
 use super::server::ServerError;
 use super::spawn::CREDENTIALS;
 use super::supervisor::{Outcome, SupervisorError, SupervisorSettings, supervise};
+use super::users::UserError;
 use super::{custodian, daemon, server};
 use crate::audit;
 use crate::config::{ConfigError, Settings, Site, Source};
+use crate::custody::contract::ProcessReport;
 use crate::custody::settings::PinSource;
 use crate::custody::worker::{self, WorkerError};
 use crate::memory;
@@ -31,6 +34,8 @@ pub enum StartError {
     #[error(transparent)]
     Log(#[from] AlreadySetUp),
     #[error(transparent)]
+    Users(#[from] UserError),
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Supervisor(#[from] SupervisorError),
@@ -47,7 +52,7 @@ pub enum StartError {
 impl StartError {
     /// Whether trying again before somebody has changed something is of no use.
     pub fn needs_a_person(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Store(_) | Self::Server(ServerError::Sandbox(_)))
+        matches!(self, Self::Config(_) | Self::Users(_) | Self::Store(_) | Self::Server(ServerError::Sandbox(_)))
     }
 }
 
@@ -59,6 +64,10 @@ pub fn config_copy(source: &Source) -> ConfigCopy {
 /// The supervisor. Returns when the daemon has ended.
 pub fn serve(settings: &Settings, source: &Source) -> Result<(), StartError> {
     log::init(settings.log)?;
+    if let Some(users) = &settings.users {
+        // Here, where an error still reaches whoever starts the daemon.
+        users.prepare(&settings.store.path, &settings.custody.latch_folder)?;
+    }
     let outcome = supervise(SupervisorSettings {
         kms: settings.kms.socket.clone(),
         admin: settings.admin.socket.clone(),
@@ -77,9 +86,13 @@ pub fn serve(settings: &Settings, source: &Source) -> Result<(), StartError> {
 
 /// The server. Returns when it was told to end and has drained.
 pub fn server() -> Result<(), StartError> {
-    let parts = server::begin()?;
+    let mut parts = server::begin()?;
+    // While it is still the supervisor's user: defaults of the configuration depend on whose daemon it is.
     let settings = inherited_settings(&parts.config)?;
     log::init(settings.log)?;
+    if let Some(users) = &settings.users {
+        parts.switch_to(&users.server)?;
+    }
     // Before the sandbox: it may have to be made, and Landlock rules name folders that exist.
     let store = Store::open(&settings.store.path)?;
     if let Some(audit) = &settings.audit {
@@ -103,14 +116,22 @@ pub fn server() -> Result<(), StartError> {
 
 /// The custodian. Returns when its server is gone.
 pub fn custodian() -> Result<(), StartError> {
-    let parts = custodian::begin()?;
+    let mut parts = custodian::begin()?;
     let settings = inherited_settings(&parts.config)?;
     log::init(settings.log)?;
+    if let Some(users) = &settings.users {
+        parts.hardening = users.custodian.become_for_good(Role::Custodian)?;
+    }
     // Before the module is loaded.
     let system_calls = filter_system_calls(Filter::Custodian, settings.sandbox.seccomp);
-    tracing::debug!(?system_calls, "sandbox");
+    let report = ProcessReport {
+        uid: rustix::process::geteuid().as_raw(),
+        no_new_privs: parts.hardening.no_new_privs,
+        dumpable: parts.hardening.dumpable,
+        system_calls_filtered: system_calls == Filtering::On,
+    };
     memory::release_startup_code();
-    worker::run(parts.stream, settings.custody)?;
+    worker::run(parts.stream, report, settings.custody)?;
     Ok(())
 }
 

@@ -12,10 +12,10 @@ use keystead_core::reason::Reason;
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Audit, AuditLine, Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest,
-    ListGenerationsResponse, QueryAuditRequest, RecordScanRequest, RecordScanResponse, RescueRequest, RescueResponse,
-    RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox,
-    VerifyAuditRequest, VerifyAuditResponse,
+    Audit, AuditLine, CustodianProcess, Custody, Generation, GetStatusRequest, GetStatusResponse,
+    ListGenerationsRequest, ListGenerationsResponse, QueryAuditRequest, RecordScanRequest, RecordScanResponse,
+    RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress,
+    RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -64,6 +64,12 @@ impl AdminService {
             state: state.name().to_owned(),
             detail: state.fault.as_ref().map(ToString::to_string).unwrap_or_default(),
             restarts: self.facts.custodian_restarts.load(Ordering::Relaxed),
+            process: self.lifecycle.custodian_process().map(|process| CustodianProcess {
+                uid: process.uid,
+                no_new_privs: process.no_new_privs,
+                dumpable: process.dumpable,
+                system_calls_filtered: process.system_calls_filtered,
+            }),
             ..Custody::default()
         };
         if let Some(description) = state.description {

@@ -16,7 +16,7 @@ use super::keys::{KeyService, Keys, ServeError, Serving, unwrap_checked};
 use super::rotation::Settled;
 use crate::audit::Trail;
 use crate::custody::client::CustodyClient;
-use crate::custody::contract::{CustodyError, TokenDescription};
+use crate::custody::contract::{CustodyError, ProcessReport, TokenDescription};
 use crate::store::Store;
 
 /// How often every generation is opened in custody.
@@ -132,6 +132,11 @@ impl Lifecycle {
 
     pub fn settings(&self) -> &KeySettings {
         &self.settings
+    }
+
+    /// What the custodian of the moment says of its process.
+    pub fn custodian_process(&self) -> Option<ProcessReport> {
+        self.custody.process()
     }
 
     pub fn custody_state(&self) -> CustodyState {

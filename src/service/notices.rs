@@ -6,7 +6,8 @@ pub const ONE_ROOT: &str = "the keyring hangs on one durable root: if this token
 pub const SOFTHSM: &str = "SoftHSM keeps its keys in files: whoever copies them with the PIN has the keys, and restoring them \
      undoes rollback protection. Use a hardware token in production";
 pub const KEYS_NOT_LOCKED: &str = "key pages are not locked into memory: raise LimitMEMLOCK (ulimit -l)";
-pub const PIN_READABLE: &str = "the server process can read the PIN file: enable sandbox.landlock";
+pub const PIN_READABLE: &str =
+    "the server process can read the PIN file: enable sandbox.landlock, or set [process] users";
 pub const ROTATION_CUT_OFF: &str = "a rotation was cut off; it is settled at the next start or rotation";
 pub const UNSETTLED: &str = "a change of the key is not settled yet (the log says why): do not put older files back into the store, and \
      do not restart if it can wait";

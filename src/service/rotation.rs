@@ -288,7 +288,7 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], RotationError> {
     Ok(bytes)
 }
 
-/// Unix seconds; 0 on a machine whose clock is before 1970. For people, never for a decision.
+/// Unix seconds; 1 in the first second of 1970 and before, for 0 reads as *never*. For people, never for a decision.
 pub(super) fn unix_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |since| since.as_secs().max(1))
 }

@@ -121,6 +121,9 @@ async fn only_the_custodian_loads_the_module_and_can_read_the_pin() {
         "{sandbox:?}"
     );
     assert!(!sandbox.server_can_read_pin);
+    let process = daemon.status().await.custody.unwrap().process.expect("the custodian says how it is confined");
+    assert!(process.system_calls_filtered && process.no_new_privs && !process.dumpable, "{process:?}");
+    assert_eq!([sandbox.uid, process.uid], [rustix::process::getuid().as_raw(); 2]);
     let maps =
         |pid| std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("readable as root or by ptrace rights");
     if rustix::process::getuid().is_root() {
@@ -134,4 +137,6 @@ async fn only_the_custodian_loads_the_module_and_can_read_the_pin() {
     let daemon = site.serve().await;
     let sandbox = daemon.status().await.sandbox.expect("a sandbox report");
     assert!(sandbox.server_can_read_pin && !sandbox.landlock && !sandbox.system_calls_filtered, "{sandbox:?}");
+    let process = daemon.status().await.custody.unwrap().process.unwrap();
+    assert!(!process.system_calls_filtered && process.no_new_privs, "{process:?}");
 }

@@ -37,12 +37,41 @@ async fn wrong_label_two_tokens_and_no_token_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_wrong_pin_costs_one_try_however_often_the_daemon_starts() {
+async fn a_wrong_pin_in_a_file_costs_one_try_however_often_file_and_daemon_are_made_anew() {
     let site = Site::initialized("");
-    let pin = fs::read(site.token.pin_file()).unwrap();
-    fs::write(site.token.pin_file(), "00000000").unwrap();
-    for _ in 0..3 {
-        let daemon = site.spawn(&[]);
+    let write = |pin: &str| {
+        // Another inode, another time: as a tool does that rolls out files.
+        let fresh = site.path().join("fresh");
+        fs::write(&fresh, pin).unwrap();
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::rename(&fresh, site.token.pin_file()).unwrap();
+    };
+    wrong_pins_cost_one_try_each(&site, &write, &[]).await;
+}
+
+#[tokio::test]
+async fn a_wrong_pin_as_a_credential_costs_one_try_however_often_the_unit_is_started() {
+    let site = Site::initialized("");
+    let custody = site.token.custody("keystead");
+    let line = custody.lines().find(|line| line.starts_with("pin_file")).unwrap();
+    site.configure(&custody.replace(line, "pin_credential = \"keystead-pin\""), "");
+    let credentials = site.path().join("credentials");
+    // The service manager makes folder and file at each start.
+    let write = |pin: &str| {
+        let _ = fs::remove_dir_all(&credentials);
+        fs::create_dir(&credentials).unwrap();
+        fs::write(credentials.join("keystead-pin"), pin).unwrap();
+        fs::set_permissions(credentials.join("keystead-pin"), fs::Permissions::from_mode(0o400)).unwrap();
+    };
+    wrong_pins_cost_one_try_each(&site, &write, &[("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap())]).await;
+}
+
+async fn wrong_pins_cost_one_try_each(site: &Site, write: &dyn Fn(&str), environment: &[(&str, &str)]) {
+    let right = fs::read_to_string(site.token.pin_file()).unwrap();
+    // The second start has the first one's PIN again; so has the last, after another one in between.
+    for pin in ["00000000", "00000000", "00000001", "00000000"] {
+        write(pin);
+        let daemon = site.spawn(environment);
         daemon.until("pin rejected", |status| status.custody.clone().unwrap_or_default().state == "pin-rejected").await;
         daemon.kill_role("custodian", rustix::process::Signal::KILL);
         daemon
@@ -51,15 +80,20 @@ async fn a_wrong_pin_costs_one_try_however_often_the_daemon_starts() {
                 custody.restarts > 0 && custody.state == "pin-rejected"
             })
             .await;
-        assert_eq!(crate::clients::kms_code(&site).await, tonic::Code::Unavailable);
+        assert_eq!(crate::clients::kms_code(site).await, tonic::Code::Unavailable);
         assert!(daemon.stop().success());
     }
     // SoftHSM shows a count that is low after the first failure and never the number; the log counts the tries.
-    let tries = fs::read_to_string(site.path().join("log")).unwrap().matches("login was rejected").count();
-    assert_eq!(tries, 1, "the PIN was tried {tries} times");
-    // The right PIN mends it with no further word.
-    fs::write(site.token.pin_file(), pin).unwrap();
-    site.serve().await;
+    let tries = || fs::read_to_string(site.path().join("log")).unwrap().matches("login was rejected").count();
+    assert_eq!(tries(), 2, "one for each PIN");
+    let note = fs::read_to_string(site.path().join("store/pin-rejected")).unwrap();
+    assert!(!note.contains("0000000"), "{note}");
+    // The right PIN mends it with no further word, and voids the note.
+    write(right.trim());
+    let mut daemon = site.spawn(environment);
+    daemon.until_serving().await;
+    assert_eq!(tries(), 2);
+    assert!(!site.path().join("store/pin-rejected").exists());
 }
 
 #[test]

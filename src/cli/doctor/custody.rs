@@ -5,31 +5,26 @@ use keystead_wire::admin::v1::Custody;
 
 use super::finding::Finding;
 use super::scene::Scene;
-use crate::custody::pkcs11::{Rejection, rejection};
-use crate::custody::settings::PinSource;
+use crate::custody::pkcs11::rejected_by;
 
 struct Facts {
     custody: Option<Custody>,
     how_to_ask: &'static str,
     uptime_seconds: u64,
-    /// `Err`: the note could not be looked for.
-    rejection: Result<Option<Rejection>, String>,
+    /// Tokens that have rejected some PIN. `Err`: the note could not be looked for.
+    rejected_by: Result<Vec<String>, String>,
 }
 
 const LAST_COPY: &str = "what is in the daemon's memory may be the last copy of the keys: a restart would lose it";
 const RUNBOOK: &str = "docs/runbooks/faults.md";
 
 pub fn check(scene: &Scene<'_>) -> Vec<Finding> {
-    let pin_file = match &scene.settings.custody.pin {
-        PinSource::File(file) => Some(file.as_path()),
-        PinSource::Credential(_) => None,
-    };
     let status = scene.daemon.status();
     judge(&Facts {
         custody: status.map(|status| status.custody.clone().unwrap_or_default()),
         how_to_ask: scene.daemon.how_to_ask(),
         uptime_seconds: status.map_or(0, |status| status.uptime_seconds),
-        rejection: rejection(scene.store(), pin_file).map_err(|error| error.to_string()),
+        rejected_by: rejected_by(&scene.settings.custody.latch_folder).map_err(|error| error.to_string()),
     })
 }
 
@@ -46,23 +41,12 @@ fn offline(facts: &Facts) -> Vec<Finding> {
     let next = format!("{}; `keystead token list` shows the tokens, without a PIN", facts.how_to_ask);
     let mut findings =
         vec![Finding::unchecked("custody.state", "token, login and mechanism are known to the daemon only", next)];
-    match &facts.rejection {
-        Ok(Some(Rejection { serial, same_file: Some(true) })) => {
-            let what = format!("token {serial} rejected the PIN that is in the PIN file, and it was not changed since");
-            let why = "it is not tried again, so that the token does not lock: the daemon would start sealed";
-            findings.push(Finding::critical("custody.pin-rejected", what, why, "write the right PIN to the PIN file"));
-        }
-        Ok(Some(Rejection { serial, same_file: None })) => {
-            let what = format!("token {serial} rejected the PIN credential at an earlier start");
-            let why = "each start of the unit gets a fresh copy and costs one more try, until the token locks";
-            findings.push(Finding::warning(
-                "custody.pin-rejected",
-                what,
-                why,
-                "make sure that the credential is right before starting",
-            ));
-        }
-        Ok(_) => {}
+    match &facts.rejected_by {
+        Ok(serials) => findings.extend(serials.iter().map(|serial| {
+            let what = format!("token {serial} has rejected a PIN, and has taken none since");
+            let why = "that PIN is not tried again, so that the token does not lock: with it the daemon starts sealed";
+            Finding::warning("custody.pin-rejected", what, why, "make sure that the right PIN is there before starting")
+        })),
         Err(error) => {
             let what = format!("whether a PIN was rejected could not be looked up: {error}");
             findings.push(Finding::unchecked("custody.pin-note", what, "run it as root or the daemon's user"));
@@ -116,8 +100,8 @@ fn fault(custody: &Custody) -> Finding {
         }
         "pin-rejected" => critical(
             "custody.pin-rejected",
-            "the PIN was tried once and is not tried again until its source changes, so that the token does not lock",
-            "write the right PIN to the PIN file; for a credential, mend it before the unit is started again",
+            "it was tried once and is not tried again, so that the token does not lock",
+            "write the right PIN to the PIN file, or to the credential and restart the unit",
         ),
         "pin-locked" => critical(
             "custody.pin-locked",
@@ -167,20 +151,20 @@ mod tests {
         Custody { state: state.into(), manufacturer: "Vendor".into(), ..Custody::default() }
     }
 
-    fn found(custody: Option<Custody>, rejection: Result<Option<Rejection>, String>) -> Vec<(&'static str, Severity)> {
-        let facts = Facts { custody, how_to_ask: "ask it", uptime_seconds: 7200, rejection };
+    fn found(custody: Option<Custody>, rejected_by: Result<Vec<String>, String>) -> Vec<(&'static str, Severity)> {
+        let facts = Facts { custody, how_to_ask: "ask it", uptime_seconds: 7200, rejected_by };
         judge(&facts).into_iter().map(|finding| (finding.id, finding.severity)).collect()
     }
 
     #[test]
     fn ready_custody_shows_token_and_mechanism() {
         let fine = [("custody.state", Fine), ("custody.mechanism", Fine)];
-        assert_eq!(found(Some(custody("ready")), Ok(None)), fine);
+        assert_eq!(found(Some(custody("ready")), Ok(vec![])), fine);
         let soft = Custody { manufacturer: "SoftHSM project".into(), ..custody("ready") };
-        assert_eq!(found(Some(soft), Ok(None))[2..], [("custody.software-token", Warning)]);
+        assert_eq!(found(Some(soft), Ok(vec![]))[2..], [("custody.software-token", Warning)]);
         let often = |restarts| Custody { restarts, ..custody("ready") };
-        assert_eq!(found(Some(often(2)), Ok(None)), fine);
-        assert_eq!(found(Some(often(3)), Ok(None))[2..], [("custody.restarts", Warning)]);
+        assert_eq!(found(Some(often(2)), Ok(vec![])), fine);
+        assert_eq!(found(Some(often(3)), Ok(vec![]))[2..], [("custody.restarts", Warning)]);
     }
 
     #[test]
@@ -201,21 +185,22 @@ mod tests {
             ("unheard-of", "custody.state", Critical),
         ];
         for (state, id, severity) in states {
-            assert_eq!(found(Some(custody(state)), Ok(None)), [(id, severity)], "{state}");
-            let facts =
-                Facts { custody: Some(custody(state)), how_to_ask: "ask it", uptime_seconds: 0, rejection: Ok(None) };
+            assert_eq!(found(Some(custody(state)), Ok(vec![])), [(id, severity)], "{state}");
+            let facts = Facts {
+                custody: Some(custody(state)),
+                how_to_ask: "ask it",
+                uptime_seconds: 0,
+                rejected_by: Ok(vec![]),
+            };
             assert!(judge(&facts).iter().all(|finding| !finding.why.is_empty() && !finding.next.is_empty()), "{state}");
         }
     }
 
     #[test]
     fn note_of_a_rejected_pin_is_found_with_the_daemon_down() {
-        let noted = |same_file| Ok(Some(Rejection { serial: "4d".into(), same_file }));
         let unknown = ("custody.state", Info);
-        assert_eq!(found(None, Ok(None)), [unknown]);
-        assert_eq!(found(None, noted(Some(true))), [unknown, ("custody.pin-rejected", Critical)]);
-        assert_eq!(found(None, noted(Some(false))), [unknown], "the file has changed: it will be tried");
-        assert_eq!(found(None, noted(None)), [unknown, ("custody.pin-rejected", Warning)]);
+        assert_eq!(found(None, Ok(vec![])), [unknown]);
+        assert_eq!(found(None, Ok(vec!["4d".into()])), [unknown, ("custody.pin-rejected", Warning)]);
         assert_eq!(found(None, Err("denied".into())), [unknown, ("custody.pin-note", Info)]);
     }
 }

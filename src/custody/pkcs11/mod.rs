@@ -22,4 +22,4 @@ mod session;
 mod token;
 
 pub use device::Device;
-pub use latch::{Rejection, rejection};
+pub use latch::rejected_by;

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use cryptoki::types::AuthPin;
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags};
 use zeroize::Zeroizing;
 
 use crate::custody::contract::CustodyError;
@@ -16,35 +16,9 @@ const MAX_LEN: usize = 256;
 /// What a mode may grant at most: 0640.
 const TOO_OPEN: u32 = 0o037;
 
-/// A PIN and which state of which file it was read from.
-pub(super) struct Pin {
-    pub(super) value: AuthPin,
-    pub(super) source: Identity,
-}
-
-/// Changes whenever somebody changes the PIN file. Holds nothing of the PIN.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) device: u64,
-    pub(super) inode: u64,
-    pub(super) modified_ns: i128,
-    pub(super) size: u64,
-}
-
-impl Identity {
-    pub(super) fn of(status: &Stat) -> Self {
-        Self {
-            device: status.st_dev,
-            inode: status.st_ino,
-            modified_ns: i128::from(status.st_mtime) * 1_000_000_000 + i128::from(status.st_mtime_nsec),
-            size: status.st_size as u64,
-        }
-    }
-}
-
 /// # Errors
 /// `PinUnreadable`, saying what to change.
-pub(super) fn read(source: &PinSource) -> Result<Pin, CustodyError> {
+pub(super) fn read(source: &PinSource) -> Result<AuthPin, CustodyError> {
     let path = path(source)?;
     read_file(&path).map_err(|problem| unreadable(format!("{}: {problem}", path.display())))
 }
@@ -66,7 +40,7 @@ fn path(source: &PinSource) -> Result<PathBuf, CustodyError> {
     }
 }
 
-fn read_file(path: &Path) -> Result<Pin, String> {
+fn read_file(path: &Path) -> Result<AuthPin, String> {
     // Non-blocking, so that a FIFO in the file's place is refused instead of waited for.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| error.to_string())?;
@@ -89,7 +63,7 @@ fn read_file(path: &Path) -> Result<Pin, String> {
     if pin.trim() != pin || pin.starts_with('\u{feff}') || pin.chars().any(char::is_control) {
         return Err("it has blanks or control characters around the PIN (a carriage return, a second line?)".into());
     }
-    Ok(Pin { value: AuthPin::from(Box::<str>::from(pin)), source: Identity::of(&status) })
+    Ok(AuthPin::from(Box::<str>::from(pin)))
 }
 
 fn unreadable(detail: String) -> CustodyError {
@@ -117,7 +91,7 @@ mod tests {
     fn trailing_newline_is_no_part_of_the_pin() {
         for content in ["1234", "1234\n"] {
             let (_folder, source) = written(content.as_bytes(), 0o640);
-            assert_eq!(read(&source).unwrap().value.expose_secret(), "1234");
+            assert_eq!(read(&source).unwrap().expose_secret(), "1234");
         }
     }
 
