@@ -31,6 +31,10 @@ impl Machine {
         Self { keys, grace, inner: Mutex::new(inner) }
     }
 
+    pub fn state(&self) -> State {
+        self.lock().state.clone()
+    }
+
     /// Takes one step and publishes what comes of it. `keys` replaces what is served. Blocks on nothing: a refusal is in
     /// force, and its KEKs are wiped, when this returns.
     pub fn observe(
