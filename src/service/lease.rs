@@ -57,6 +57,8 @@ impl Lifecycle {
         if lease.is_used_up() && in_cloud == Some(true) {
             if self.keys.serving().availability.serves() {
                 tracing::error!("the lease is used up: refused, and wiped from memory");
+                // Else the last word on the disk would be that a little is left, for the next boot to use.
+                cloud.memory().dirty = true;
             }
             self.observe(Observation::LeaseUsedUp, String::new(), None);
         }

@@ -25,6 +25,9 @@ use crate::upstream::contract::Upstream;
 /// How often every generation is opened in custody.
 const CHECK_EVERY: Duration = Duration::from_secs(3600);
 
+/// A lease that runs down is looked at this often, so that it is stored before the floor of a new boot would not cover it.
+const STORED_IN_TIME: Duration = Duration::from_secs(30);
+
 /// Which key this daemon serves, and how patient it is.
 #[derive(Debug, Clone)]
 pub struct KeySettings {
@@ -169,7 +172,7 @@ impl Lifecycle {
             Availability::Online if self.is_unsettled() => Duration::from_secs(5).min(self.settings.probe_interval),
             Availability::Online => self.settings.probe_interval,
             Availability::Degraded { cause: Cause::Upstream(_) | Cause::Configuration(_), .. } => {
-                Duration::from_secs(5).min(self.settings.probe_interval)
+                STORED_IN_TIME.min(self.settings.probe_interval)
             }
             Availability::Degraded { .. } => Duration::from_secs(1),
             Availability::Sealed(SealReason::RecordRejected) => Duration::from_secs(10),
@@ -212,7 +215,13 @@ impl Lifecycle {
             self.check_all().await;
             self.restore().await;
         }
-        if self.keys.serving().availability.serves() {
+        if matches!(
+            self.keys.serving().availability,
+            Availability::Online
+                | Availability::Degraded { .. }
+                | Availability::Expired
+                | Availability::Sealed(SealReason::NothingOpens)
+        ) {
             self.store_lease().await;
         }
     }
@@ -328,7 +337,11 @@ impl Lifecycle {
         let past =
             Past { proven: state.proven == Some(cloud.digest), denials: state.denials, revoked, disabled: false };
         // Refused from here on, if it is: the keys shown are the record's, with nothing in memory.
-        self.observe(Observation::Remembered(past), String::new(), None);
+        let told = match &state.revoked {
+            Some(revocation) => format!("{}: {}", revocation.class, revocation.code),
+            None => "told by the marker in the store's folder".to_owned(),
+        };
+        self.observe(Observation::Remembered(past), told, None);
         let error = match self.ask_or_remember(cloud, &keys.keyring).await {
             Ok(opened) => {
                 if let Some(active) = keys.active() {
@@ -355,6 +368,7 @@ impl Lifecycle {
         }
         if error.class == FaultClass::Corrupt {
             // Not an upstream that is away: what it was sent, or what it answered, is wrong.
+            self.machine.show(Arc::new(keys));
             return Err(StartError::NothingOpens(error.to_string()));
         }
         if cloud.memory().boot_unstored {

@@ -249,8 +249,11 @@ async fn lease_that_is_used_up_refuses_and_wipes_and_the_cloud_brings_back() {
     assert!(matches!(world.encrypt(b"x"), Err(ServeError::Refused(_))));
     assert_eq!(world.daemon().keys().serving().keys.as_ref().unwrap().loaded(), 0);
     assert_eq!(world.keyring().upstream.unwrap().copies.len(), 1, "the copy is kept, sealed");
+    assert_eq!(world.stored_left(), 0);
     world.restart().await;
     assert_eq!(world.availability(), Availability::Expired);
+    world.reboot(0, true).await;
+    assert_eq!(world.availability(), Availability::Expired, "a reboot has given something back");
     world.cloud_says(Mood::Works).await;
     assert_eq!(world.availability(), Availability::Online);
     assert!(world.decrypts(&encrypted, b"seed").await);
