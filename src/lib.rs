@@ -13,3 +13,4 @@ pub mod rpc;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod upstream;

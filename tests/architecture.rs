@@ -13,13 +13,20 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("custody", &[]),
     ("store", &["failpoint"]),
     ("audit", &[]),
+    ("upstream", &[]),
     ("cluster", &[]),
-    ("service", &["custody", "store", "audit", "memory", "failpoint"]),
+    ("service", &["custody", "upstream", "store", "audit", "memory", "failpoint"]),
     ("rpc", &["service", "custody", "audit", "memory"]),
     ("telemetry", &["service", "custody"]),
-    ("config", &["custody", "store", "audit", "service", "rpc", "telemetry", "process"]),
-    ("process", &["config", "custody", "store", "audit", "service", "rpc", "telemetry", "memory", "failpoint"]),
-    ("cli", &["config", "process", "service", "custody", "store", "audit", "cluster", "telemetry", "failpoint"]),
+    ("config", &["custody", "upstream", "store", "audit", "service", "rpc", "telemetry", "process"]),
+    (
+        "process",
+        &["config", "custody", "upstream", "store", "audit", "service", "rpc", "telemetry", "memory", "failpoint"],
+    ),
+    (
+        "cli",
+        &["config", "process", "service", "custody", "upstream", "store", "audit", "cluster", "telemetry", "failpoint"],
+    ),
 ];
 
 /// What no file of the pure core may name.

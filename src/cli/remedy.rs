@@ -12,6 +12,8 @@ use crate::service::recover::RecoverError;
 use crate::service::rotation::RotationError;
 use crate::store::StoreError;
 
+const UPSTREAM: &str = "`keystead upstream check` says what stands between here and the cloud key";
+
 /// An error that says what to do next.
 pub trait Remedy: Error + Sized {
     fn next(&self) -> &'static str;
@@ -68,6 +70,8 @@ impl Remedy for LoadError {
             Self::RolledBack { .. } => "put the newest record back; without one, see docs/runbooks/recovery.md",
             Self::TokenOlderThanStore { .. } => "put the newest token or its newest backup there, then run it again",
             Self::NotAuthentic => "put an unchanged copy back; without one, see docs/runbooks/recovery.md",
+            Self::NoRandomness => "run it again when the system has started up",
+            Self::Upstream(_) => UPSTREAM,
             Self::Store(error) => error.next(),
             Self::Record(_) => "put an unchanged copy back; without one, see docs/runbooks/recovery.md",
             Self::Custody(error) => error.next(),
@@ -81,6 +85,7 @@ impl Remedy for RotationError {
             Self::Refused(_) => "`keystead doctor` says what stands in the way",
             Self::NotRewritten(_) => "`keystead etcd scan`, once every Secret is rewritten",
             Self::Transition(_) => "`keystead key list` shows the states of the generations",
+            Self::Upstream(_) => UPSTREAM,
             Self::NotProven(_) => "`keystead doctor` looks at custody; then run it again",
             Self::Storage(error) => error.next(),
             Self::NoRandomness => "run it again when the system has started up",
@@ -106,6 +111,7 @@ impl Remedy for RecoverError {
     fn next(&self) -> &'static str {
         match self {
             Self::StoreIsThere => "`keystead doctor --only store` looks at it",
+            Self::Upstream(_) => UPSTREAM,
             Self::NothingOpened => "try another root: --private, or the token of that time; docs/runbooks/recovery.md",
             Self::Custody(error) => error.next(),
             Self::Store(error) => error.next(),

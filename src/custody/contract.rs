@@ -24,6 +24,8 @@ pub enum EpochPurpose {
     Record,
     /// Vouches for the audit trail.
     Audit,
+    /// Seals the offline copies of KEKs whose durable root is in the cloud.
+    OfflineCopy,
 }
 
 /// One thing asked of custody.

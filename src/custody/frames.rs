@@ -66,6 +66,7 @@ pub fn encode_request(id: u64, request: &Request) -> Frame {
             out.u8(match purpose {
                 EpochPurpose::Record => 1,
                 EpochPurpose::Audit => 3,
+                EpochPurpose::OfflineCopy => 2,
             });
         }
         Request::DestroyEpoch(epoch) => {
@@ -106,6 +107,7 @@ pub fn decode_request(body: &[u8]) -> Result<(u64, Request), FrameError> {
             let purpose = match fields.u8()? {
                 1 => EpochPurpose::Record,
                 3 => EpochPurpose::Audit,
+                2 => EpochPurpose::OfflineCopy,
                 _ => return Err(FrameError::Malformed("an unknown purpose")),
             };
             Request::DeriveEpochKey { epoch, purpose }

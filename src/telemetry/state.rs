@@ -51,6 +51,9 @@ pub enum Availability {
     Sealed,
     Degraded,
     Online,
+    Expired,
+    Revoked,
+    Disabled,
 }
 
 /// How often one kind of request ended one way.
@@ -82,6 +85,9 @@ impl State {
                 availability::Availability::Sealed(_) => Availability::Sealed,
                 availability::Availability::Degraded { .. } => Availability::Degraded,
                 availability::Availability::Online => Availability::Online,
+                availability::Availability::Expired => Availability::Expired,
+                availability::Availability::Revoked { .. } => Availability::Revoked,
+                availability::Availability::Disabled => Availability::Disabled,
             },
             custody_state: custody_state.name(),
             device_calls: custody_state.description.map_or(0, |description| description.device_operations),
@@ -104,13 +110,16 @@ impl State {
 }
 
 impl Availability {
-    const ALL: [Self; 3] = [Self::Sealed, Self::Degraded, Self::Online];
+    const ALL: [Self; 6] = [Self::Sealed, Self::Degraded, Self::Online, Self::Expired, Self::Revoked, Self::Disabled];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sealed => "sealed",
             Self::Degraded => "degraded",
             Self::Online => "online",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Disabled => "disabled",
         }
     }
 }

@@ -176,6 +176,7 @@ mod tests {
             scan: None,
             generations,
             audit: None,
+            upstream: None,
         }
     }
 
