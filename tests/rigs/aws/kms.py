@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import time
 import uuid
 
 # Before moto is imported: every request must be signed, by a principal whose policy allows it.
@@ -140,7 +139,8 @@ class Kms:
     def reset(self):
         for key in (self.key, self.second):
             key.state, key.deletion = "Enabled", None
-        self.denied, self.truncating, self.other_key = set(), False, False
+            del key.materials[1:]
+        self.denied = set()
 
     def find(self, key_id):
         for key in (self.key, self.second):
@@ -173,7 +173,7 @@ class Kms:
 
     def _check_ciphertext(self, body, key):
         blob = base64.b64decode(body.get("CiphertextBlob", ""))
-        if self.truncating or not 0 < len(blob) <= 6144:
+        if not 0 < len(blob) <= 6144:
             raise Failure("InvalidCiphertextException")
         named = blob[:KEY_ID_LEN].decode("ascii", "replace")
         if named not in (self.key.id, self.second.id):
@@ -203,9 +203,6 @@ class Kms:
                 blob = base64.b64decode(body["CiphertextBlob"])
                 answer["EncryptionAlgorithm"] = "SYMMETRIC_DEFAULT"
                 answer["KeyMaterialId"] = self.made_with.get(hashlib.sha256(blob).digest(), key.materials[0])
-                if self.other_key:
-                    answer["KeyId"] = self.second.arn
-                    answer["Plaintext"] = base64.b64encode(os.urandom(32)).decode()
             case "DescribeKey":
                 answer["KeyMetadata"] |= {
                     "KeyState": key.state,
@@ -216,6 +213,3 @@ class Kms:
                 if key.state == "PendingDeletion":
                     answer["KeyMetadata"]["DeletionDate"] = key.deletion
         return answer
-
-    def schedule_deletion(self, days):
-        self.key.state, self.key.deletion = "PendingDeletion", time.time() + days * 86400

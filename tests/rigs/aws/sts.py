@@ -18,10 +18,9 @@ class Sts:
         self.reset()
 
     def reset(self):
-        self.life, self.expired, self.issued = 3600, False, getattr(self, "issued", 0)
+        self.life, self.revoked = 3600, False
 
     def session(self, name):
-        self.issued += 1
         access_key, secret = self.moto.assume(self.role, name, self.life, self.now())
         self.known[access_key] = secret
         return access_key, secret
@@ -29,10 +28,18 @@ class Sts:
     def __call__(self, request):
         form = dict(urllib.parse.parse_qsl(request.body.decode("ascii", "replace"), keep_blank_values=True))
         shown = form | ({"WebIdentityToken": "…"} if "WebIdentityToken" in form else {})
-        self.journal.add(service="sts", method=request.method, path=request.path, form=shown)
+        entry = self.journal.add(
+            service="sts", operation=form.get("Action"), code="ok", method=request.method, path=request.path, form=shown
+        )
+        answer = self._serve(form)
+        if answer.status != 200:
+            entry["code"] = answer.body.decode().partition("<Code>")[2].partition("</Code>")[0]
+        return answer
+
+    def _serve(self, form):
         if form.get("Action") != "AssumeRoleWithWebIdentity" or form.get("Version") != "2011-06-15":
             return _error("InvalidAction", f"Could not find operation {form.get('Action')}")
-        if self.expired:
+        if self.revoked:
             return _error("ExpiredTokenException", "Token expired: current date/time must be before the expiration")
         if form.get("WebIdentityToken") != self.web_token:
             return _error("InvalidIdentityToken", "Couldn't retrieve verification key from your identity provider")
@@ -74,7 +81,13 @@ class Metadata:
         self.journal, self.sts, self.token = journal, sts, secrets.token_urlsafe(40)
 
     def __call__(self, request):
-        self.journal.add(service="imds", method=request.method, path=request.path)
+        entry = self.journal.add(service="imds", operation=request.path, code="ok", method=request.method, path=request.path)
+        answer = self._serve(request)
+        if answer.status != 200:
+            entry["code"] = str(answer.status)
+        return answer
+
+    def _serve(self, request):
         if (request.method, request.path) == ("PUT", "/latest/api/token"):
             if not request.headers.get("x-aws-ec2-metadata-token-ttl-seconds", "").isdigit():
                 return Answer(400, b"", "text/plain")
@@ -85,7 +98,7 @@ class Metadata:
             return Answer(200, b"keystead-role", "text/plain")
         if request.path != self.ROLES + "keystead-role":
             return Answer(404, b"", "text/plain")
-        if self.sts.expired:
+        if self.sts.revoked:
             return Answer.of(200, {"Code": "Failed", "Message": "the role is gone"}, "text/plain")
         access_key, secret = self.sts.session("i-0123456789abcdef0")
         form = "%Y-%m-%dT%H:%M:%SZ"

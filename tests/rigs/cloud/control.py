@@ -1,16 +1,14 @@
-"""The control interface that all cloud rigs share: POST /control with one JSON object, on a loopback port of its own.
+"""The control interface that all cloud rigs share; `tests/rigs/README.md` lists the actions."""
 
-    {"action": "disable-key"}                      {"action": "errors-5xx", "status": 503, "count": 2}
-
-The answer is {"ok": true, "state": {…}}, or {"ok": false, "reason": …} with status 400. GET /control gives the state,
-GET /requests what clients have sent so far (tokens and secrets left out), DELETE /requests forgets that.
-`tests/rigs/README.md` lists the actions.
-"""
-
+import argparse
 import http.server
 import json
+import pathlib
+import signal
+import sys
 import threading
-import time
+
+from .front import FAULTS
 
 
 class Refused(Exception):
@@ -18,60 +16,28 @@ class Refused(Exception):
 
 
 class Journal:
-    """What clients asked for, in order."""
+    """What clients asked for, in order, without what is secret."""
 
     def __init__(self):
         self.lock, self.entries = threading.Lock(), []
 
     def add(self, **entry):
+        """Returns the entry: its `code` is set once the answer is known."""
         with self.lock:
             self.entries.append(entry)
+        return entry
 
-    def take(self, forget):
+    def all(self):
         with self.lock:
-            entries = list(self.entries)
-            if forget:
-                self.entries.clear()
-            return entries
+            return list(self.entries)
 
-
-def transport_action(front, action, order):
-    """The actions that are about the way to the service. False: it is another one."""
-    faults = front.faults
-    on = bool(order.get("on", True))
-    match action:
-        case "down":
-            front.down()
-        case "up":
-            faults.clear()
-            front.up()
-        case "black-hole":
-            faults.black_hole = on
-        case "slow-loris":
-            faults.slow_loris = on
-        case "captive-portal":
-            # tls: someone else's certificate. html, json, redirect: a certificate that is trusted, and a foreign answer.
-            faults.portal = order.get("mode", "tls") if on else None
-            front.hang_up()
-        case "errors-5xx":
-            faults.status, faults.remaining = (int(order.get("status", 500)) if on else None), order.get("count")
-        case "throttle":
-            faults.throttled, faults.remaining = on, order.get("count")
-        case "latency":
-            faults.latency = float(order.get("seconds", 0.5)) if on else 0.0
-        case "skew":
-            faults.skew = float(order.get("seconds", 20 * 60)) if on else 0.0
-        case "change-ca":
-            authorities = front.authorities
-            front.certificate = authorities.next if on else authorities.current
-            front.hang_up()
-        case _:
-            return False
-    return True
+    def forget(self):
+        with self.lock:
+            self.entries.clear()
 
 
 class Control:
-    """`rig` has fronts (a dict by name, the first being the one meant when none is named), journal, state(), act()."""
+    """POST /control and GET /state for a `rig`, which has fronts (a dict by name), journal, keys(), act() and reset()."""
 
     def __init__(self, rig):
         handler = type("Handler", (_Handler,), {"rig": rig, "lock": threading.Lock()})
@@ -84,51 +50,56 @@ class Control:
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
 
+def act(rig, order):
+    action = order["action"]
+    fronts = rig.fronts
+    if "service" in order:
+        if order["service"] not in fronts:
+            raise Refused(f"no service {order['service']}; there is {', '.join(fronts)}")
+        fronts = {order["service"]: fronts[order["service"]]}
+    match action:
+        case "fault":
+            if order["fault"] not in FAULTS:
+                raise Refused(f"no fault {order['fault']}; there is {', '.join(FAULTS)}")
+            for front in fronts.values():
+                front.fault(order["fault"], order.get("count"), order.get("seconds"))
+        case "clear":
+            for front in fronts.values():
+                front.clear()
+        case "skew":
+            for front in fronts.values():
+                front.skew = float(order["seconds"])
+        case "change-ca":
+            for front in fronts.values():
+                front.certificate = front.authorities and front.authorities.next
+        case "reset":
+            for front in rig.fronts.values():
+                front.clear()
+                front.skew, front.certificate = 0.0, front.authorities and front.authorities.current
+            rig.reset()
+            rig.journal.forget()
+        case _:
+            if not rig.act(action, order):
+                raise Refused(f"this rig knows no action {action}")
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     rig = lock = None
 
     def do_GET(self):
-        if self.path == "/control":
-            return self._reply(200, {"ok": True, "state": self._state()})
-        if self.path == "/requests":
-            return self._reply(200, self.rig.journal.take(forget=False))
-        return self._reply(404, {"ok": False, "reason": "there is /control and /requests"})
-
-    def do_DELETE(self):
-        self._reply(200, self.rig.journal.take(forget=True))
+        if self.path == "/state":
+            return self._reply(200, {"requests": self.rig.journal.all(), "keys": self.rig.keys()})
+        return self._reply(404, {"ok": False, "error": "there is GET /state and POST /control"})
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
-            order = json.loads(body)
             with self.lock:
-                self._act(order)
-            self._reply(200, {"ok": True, "state": self._state()})
+                act(self.rig, json.loads(body))
+            self._reply(200, {"ok": True})
         except (Refused, KeyError, ValueError, TypeError, AttributeError) as error:
-            self._reply(400, {"ok": False, "reason": f"{type(error).__name__}: {error}"})
-
-    def _act(self, order):
-        action, rig = order["action"], self.rig
-        if action == "reset":
-            for front in rig.fronts.values():
-                front.faults.clear()
-                front.certificate = front.authorities and front.authorities.current
-                front.up()
-            rig.reset()
-            return
-        front = order.get("service", next(iter(rig.fronts)))
-        if front not in rig.fronts:
-            raise Refused(f"no service {front}; there is {', '.join(rig.fronts)}")
-        if not transport_action(rig.fronts[front], action, order) and not rig.act(action, order):
-            raise Refused(f"this rig knows no action {action}")
-
-    def _state(self):
-        fronts = {
-            name: {"url": front.url, "up": front.listener is not None, "connections": front.accepted}
-            for name, front in self.rig.fronts.items()
-        }
-        return {"services": fronts, **self.rig.state()}
+            self._reply(400, {"ok": False, "error": f"{type(error).__name__}: {error}"})
 
     def _reply(self, status, document):
         body = json.dumps(document).encode()
@@ -142,23 +113,34 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def announce(folder, document):
-    """Writes `document` to DIR/rig.json and prints it: the rig is ready."""
-    text = json.dumps(document, indent=2)
-    new = folder / "rig.json.new"
-    new.write_text(text + "\n")
-    new.chmod(0o600)
-    new.rename(folder / "rig.json")
-    print(json.dumps(document), flush=True)
-
-
-def live(until_eof):
-    """Returns when standard input ends (so that a rig does not outlive the test that started it), or never."""
-    import sys
-
-    if until_eof:
+def main(description, start):
+    """`start(folder)` returns a rig and what is special about it; serves until standard input ends, or SIGTERM with --stay."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--state", type=pathlib.Path, required=True, help="folder for the CAs, the credentials and rig.json")
+    parser.add_argument("--stay", action="store_true", help="serve until SIGTERM, not until standard input ends")
+    arguments = parser.parse_args()
+    folder = arguments.state.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    rig, special = start(folder)
+    announced = {
+        "control": Control(rig).url,
+        "ca_file": str(rig.authorities.current.path),
+        "next_ca_file": str(rig.authorities.next.path),
+        "endpoints": {name: front.url for name, front in rig.fronts.items()},
+        **special,
+    }
+    secret_file(folder / "rig.json", json.dumps(announced, indent=2) + "\n")
+    print(json.dumps(announced), flush=True)
+    if arguments.stay:
+        signal.sigwait([signal.SIGTERM, signal.SIGINT])
+    else:
         while sys.stdin.buffer.read(4096):
             pass
-        return
-    while True:
-        time.sleep(3600)
+
+
+def secret_file(path, text):
+    new = path.with_name(path.name + ".new")
+    new.touch(mode=0o600)
+    new.write_text(text)
+    new.rename(path)
+    return str(path)

@@ -14,6 +14,11 @@ from dataclasses import dataclass, field
 
 MAX_BODY = 64 * 1024
 PORTAL = b"<!DOCTYPE html><html><head><title>Welcome to Airport Wi-Fi</title></head><body>Please log in.</body></html>"
+GATEWAY = b"<html><body>upstream connect error or disconnect/reset before headers</body></html>"
+FAULTS = (
+    "refuse", "black-hole", "slow-loris", "latency", "http-500", "http-503", "throttle", "captive-tls", "captive-html",
+    "redirect", "cut", "foreign-json", "too-long", "other-key",
+)
 
 
 @dataclass
@@ -36,36 +41,20 @@ class Answer:
         return cls(status, json.dumps(document).encode(), content_type, headers)
 
 
-class Faults:
-    """What is wrong with the way to the service. All of it is off after `clear`."""
-
-    def __init__(self):
-        self.clear()
-
-    def clear(self):
-        self.black_hole = False
-        self.slow_loris = False
-        self.portal = None  # None | "tls" | "html" | "json" | "redirect"
-        self.status = None  # a 5xx to answer with
-        self.throttled = False
-        self.latency = 0.0
-        self.skew = 0.0
-        self.remaining = None  # how many requests status and throttled are for; None: all
-
-
 class Front:
-    """`service(request) -> Answer` behind TLS (or without, when `authorities` is None)."""
+    """`service(request) -> Answer` behind TLS, or without it when `authorities` is None.
 
-    def __init__(self, name, service, throttle, authorities):
-        self.name, self.service, self.throttle, self.authorities = name, service, throttle, authorities
-        self.faults = Faults()
+    `throttled() -> Answer` is how this service says that there were too many requests.
+    """
+
+    def __init__(self, name, service, throttled, authorities):
+        self.name, self.service, self.throttled, self.authorities = name, service, throttled, authorities
         self.certificate = authorities and authorities.current
+        self.skew = 0.0
         self.lock = threading.Lock()
-        self.connections = set()
-        self.accepted = 0
-        self.port = 0
-        self.listener = None
-        self.up()
+        self.faults, self.connections = {}, set()
+        self.port, self.listener = 0, None
+        self.listen()
 
     @property
     def url(self):
@@ -73,9 +62,37 @@ class Front:
 
     def now(self):
         """The service's idea of the time."""
-        return time.time() + self.faults.skew
+        return time.time() + self.skew
 
-    def up(self):
+    def fault(self, name, count=None, seconds=None):
+        """From now on, for `count` requests or until `clear`."""
+        with self.lock:
+            self.faults[name] = {"count": count, "seconds": seconds}
+        if name == "refuse":
+            self.close()
+        if name == "captive-tls":
+            self.hang_up()
+
+    def clear(self):
+        with self.lock:
+            self.faults.clear()
+        self.listen()
+
+    def has(self, name):
+        with self.lock:
+            return name in self.faults
+
+    def take(self, name):
+        """Whether the fault is for this request, which is then counted. Its parameters, or None."""
+        with self.lock:
+            fault = self.faults.get(name)
+            if fault and fault["count"] is not None:
+                fault["count"] -= 1
+                if fault["count"] <= 0:
+                    del self.faults[name]
+            return fault
+
+    def listen(self):
         """Idempotent. The port stays the same for the rig's life."""
         if self.listener:
             return
@@ -87,7 +104,7 @@ class Front:
         self.listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
-    def down(self):
+    def close(self):
         """Connections are refused from now on, and those that are open break."""
         listener, self.listener = self.listener, None
         if listener:
@@ -112,59 +129,60 @@ class Front:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection):
-        raw = connection
+        # Another descriptor of the same connection, which stays usable below TLS.
+        raw = connection.dup()
         with self.lock:
             self.connections.add(raw)
-            self.accepted += 1
         try:
             self.swallow(raw)
             if self.authorities:
-                served = self.authorities.stranger if self.faults.portal == "tls" else self.certificate
-                connection = served.tls.wrap_socket(raw, server_side=True)
+                served = self.authorities.stranger if self.take("captive-tls") else self.certificate
+                connection = served.tls.wrap_socket(connection, server_side=True)
             _Handler(connection, raw, self)
         except (OSError, ssl.SSLError):
             pass
         finally:
             with self.lock:
                 self.connections.discard(raw)
+            raw.close()
             connection.close()
 
     def swallow(self, raw):
         """Holds a connection without a byte of answer for as long as there is a black hole."""
-        while self.faults.black_hole:
+        if not self.take("black-hole"):
+            return
+        while True:
             readable, _, _ = select.select([raw], [], [], 0.05)
+            if not self.has("black-hole"):
+                # Cleared; a counted one holds its own connections until the client goes.
+                return
             if readable and not raw.recv(1, socket.MSG_PEEK):
                 raise OSError("the client has left")
             if readable:
                 time.sleep(0.05)
 
     def answer(self, request):
-        faults = self.faults
-        if faults.latency:
-            time.sleep(faults.latency)
-        if faults.portal == "html":
+        if fault := self.take("latency"):
+            time.sleep(float(fault["seconds"] or 0.5))
+        if self.take("captive-html"):
             return Answer(200, PORTAL, "text/html")
-        if faults.portal == "json":
+        if self.take("foreign-json"):
             return Answer.of(200, {"portal": "login required"})
-        if faults.portal == "redirect":
+        if self.take("redirect"):
             return Answer(302, PORTAL, "text/html", {"Location": f"{self.url}/login"})
-        if (faults.status or faults.throttled) and self._counts():
-            if faults.throttled:
-                return self.throttle()
-            return Answer(faults.status, b"<html><body>upstream connect error</body></html>", "text/html")
+        if self.take("too-long"):
+            return Answer(200, b'{"padding": "' + b"." * (1 << 20) + b'"}')
+        if self.take("http-500"):
+            return Answer(500, GATEWAY, "text/html")
+        if self.take("http-503"):
+            return Answer(503, GATEWAY, "text/html")
+        if self.take("throttle"):
+            return self.throttled()
         return self.service(request)
-
-    def _counts(self):
-        with self.lock:
-            if self.faults.remaining is None:
-                return True
-            self.faults.remaining -= 1
-            return self.faults.remaining >= 0
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server_version, sys_version = "rig", ""
     # An idle connection of a client that was killed is not held for ever.
     timeout = 120
 
@@ -179,27 +197,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.front.swallow(self.raw)
         answer = self.front.answer(Request(self.command, self.path, headers, body))
-        self.front.swallow(self.raw)
         self.send_response_only(answer.status)
         self.send_header("Date", email.utils.formatdate(self.front.now(), usegmt=True))
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
         for name, value in answer.headers.items():
             self.send_header(name.replace("_", "-"), str(value))
-        if self.front.faults.slow_loris:
-            self._drip()
         self.end_headers()
-        self.wfile.write(answer.body)
-
-    def _drip(self):
-        """The head of the answer, a byte at a time, never finished while the fault lasts."""
-        for byte in b"X-Padding: " + b"." * 100_000:
-            if not self.front.faults.slow_loris:
-                break
-            self.wfile.write(bytes([byte]))
-            self.wfile.flush()
-            time.sleep(0.1)
-        self.wfile.write(b"\r\n")
+        if self.front.take("slow-loris"):
+            for byte in answer.body:
+                self.wfile.write(bytes([byte]))
+                time.sleep(1)
+        elif self.front.take("cut"):
+            self.wfile.write(answer.body[: len(answer.body) // 2])
+            self.close_connection = True
+        else:
+            self.wfile.write(answer.body)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = handle_any
 

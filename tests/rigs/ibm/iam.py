@@ -9,9 +9,7 @@ import urllib.parse
 
 from cloud.front import Answer
 
-API_KEY = "urn:ibm:params:oauth:grant-type:apikey"
-ASSUME = "urn:ibm:params:oauth:grant-type:assume"
-CR_TOKEN = "urn:ibm:params:oauth:grant-type:cr-token"
+GRANT = "urn:ibm:params:oauth:grant-type:"
 
 
 class Iam:
@@ -23,11 +21,11 @@ class Iam:
         self.profile = f"Profile-{secrets.token_hex(16)}"
         self.secret = secrets.token_bytes(32)
         self.now = None  # set by the rig: the service's clock
+        self.issued = self.void_before = 0
         self.reset()
 
     def reset(self):
-        self.life, self.issued, self.expired = 3600, getattr(self, "issued", 0), False
-        self.void_before = 0
+        self.life, self.revoked = 3600, False
 
     def void_tokens(self):
         """Every token given out so far is refused from now on."""
@@ -37,24 +35,29 @@ class Iam:
         form = dict(urllib.parse.parse_qsl(request.body.decode("ascii", "replace"), keep_blank_values=True))
         shown = {name: "…" if name in ("apikey", "cr_token", "access_token") else value for name, value in form.items()}
         content_type = request.headers.get("content-type", "")
-        self.journal.add(
-            service="iam", method=request.method, path=request.path, form=shown, content_type=content_type,
-            accept=request.headers.get("accept"),
+        entry = self.journal.add(
+            service="iam", operation=form.get("grant_type", "").removeprefix(GRANT), code="ok", method=request.method,
+            path=request.path, form=shown, content_type=content_type, accept=request.headers.get("accept"),
         )
+        answer = self._serve(request, form, content_type)
+        entry["code"] = "ok" if answer.status == 200 else json.loads(answer.body)["errorCode"]
+        return answer
+
+    def _serve(self, request, form, content_type):
         if (request.method, request.path) != ("POST", "/identity/token"):
             return _error(404, "BXNIM0404E", "Not found")
         if content_type.partition(";")[0] != "application/x-www-form-urlencoded":
             return _error(415, "BXNIM0109E", "The Content-Type is not supported")
-        match form.get("grant_type"):
-            case "urn:ibm:params:oauth:grant-type:apikey":
-                if self.expired or not hmac.compare_digest(form.get("apikey", ""), self.api_key):
+        match form.get("grant_type", "").removeprefix(GRANT):
+            case "apikey":
+                if self.revoked or not hmac.compare_digest(form.get("apikey", ""), self.api_key):
                     return _error(400, "BXNIM0415E", "Provided API key could not be found.")
                 return self._token(self.account)
-            case "urn:ibm:params:oauth:grant-type:cr-token":
-                if self.expired or form.get("cr_token") != self.cr_token or form.get("profile_id") != self.profile:
+            case "cr-token":
+                if self.revoked or form.get("cr_token") != self.cr_token or form.get("profile_id") != self.profile:
                     return _error(400, "BXNIM0441E", "The compute resource token could not be validated.")
                 return self._token(self.other_account)
-            case "urn:ibm:params:oauth:grant-type:assume":
+            case "assume":
                 if self.account_of(form.get("access_token", "")) != self.account:
                     return _error(401, "BXNIM0407E", "The provided access token is invalid or has expired.")
                 if form.get("profile_id") != self.profile:

@@ -19,7 +19,7 @@ class Failure(Exception):
 
     def __init__(self, status, code, what, message, operation="Action could not be performed on key"):
         super().__init__(code)
-        self.status, self.code = status, code
+        self.status, self.code, self.bare = status, code, False
         self.text = f"{what}: {operation}: Please see `reasons` for more details ({code})"
         self.message = message
 
@@ -41,9 +41,14 @@ def field_error(field, problem, operation):
 class RootKey:
     def __init__(self, instance, account):
         self.id, self.instance, self.account = str(uuid.uuid4()), instance, account
-        self.state, self.purged, self.created = ACTIVE, False, time.time()
+        self.created = time.time()
         self.versions = {}
         self.rotate()
+        self.first = self.newest
+        self.reset()
+
+    def reset(self):
+        self.state, self.purged, self.newest = ACTIVE, False, self.first
 
     def rotate(self):
         self.newest = str(uuid.uuid4())

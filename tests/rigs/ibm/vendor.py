@@ -22,16 +22,16 @@ from ibm_cloud_sdk_core.authenticators import IAMAssumeAuthenticator, IAMAuthent
 
 def client(rig, api_key, profile):
     if profile:
-        authenticator = IAMAssumeAuthenticator(apikey=api_key, iam_profile_id=profile, url=rig["iam_endpoint"])
+        authenticator = IAMAssumeAuthenticator(apikey=api_key, iam_profile_id=profile, url=rig["endpoints"]["iam"])
     else:
-        authenticator = IAMAuthenticator(api_key, url=rig["iam_endpoint"])
+        authenticator = IAMAuthenticator(api_key, url=rig["endpoints"]["iam"])
     service = keyprotect.IbmKeyProtectApiV2(authenticator=authenticator)
-    service.set_service_url(rig["endpoint"])
+    service.set_service_url(rig["endpoints"]["kms"])
     return service
 
 
 def carry_out(service, rig, order):
-    key, instance = order.get("key", rig["key"]), order.get("instance", rig["instance"])
+    key, instance = order.get("key", rig["keys"]["main"]), order.get("instance", rig["instances"]["main"])
     body = io.BytesIO(json.dumps({n: order[n] for n in ("plaintext", "ciphertext", "aad") if n in order}).encode())
     match order["do"]:
         case "wrap":
@@ -54,7 +54,7 @@ def reason(error):
 def main():
     rig = json.loads(pathlib.Path(sys.argv[1]).read_text())
     os.environ["REQUESTS_CA_BUNDLE"] = rig["ca_file"]
-    api_key = pathlib.Path(rig["credentials_file"]).read_text().split('"')[1]
+    api_key = pathlib.Path(rig["credentials"]["main"]).read_text().split('"')[1]
     results, clients = [], {}
     for order in json.load(sys.stdin):
         profile = order.get("profile")

@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""AWS KMS, STS and instance metadata on loopback: `scripts/rigs/cloud aws serve DIR`. What it does is in tests/rigs/README.md."""
+"""AWS KMS, STS and instance metadata on loopback: `scripts/rigs/cloud aws --state DIR`. What it does is in tests/rigs/README.md."""
 
-import argparse
+import base64
 import json
 import pathlib
+import secrets
 import sys
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 sys.dont_write_bytecode = True
 
 from cloud.certificates import Authorities  # noqa: E402
-from cloud.control import Control, Journal, Refused, announce, live  # noqa: E402
+from cloud.control import Journal, Refused, main, secret_file  # noqa: E402
 from cloud.front import Answer, Front  # noqa: E402
 from kms import JSON, Kms, Moto  # noqa: E402
 from oracle import Failure, verify  # noqa: E402
@@ -45,57 +47,54 @@ class Rig:
         self.known[self.access_key] = self.secret
 
     def act(self, action, order):
-        on, kms = bool(order.get("on", True)), self.kms
+        kms = self.kms
+        key = kms.find(order.get("key", kms.key.id))
         match action:
-            case "disable-key":
-                kms.key.state = "Disabled"
+            case "disable-key" | "cancel-deletion":
+                # As in AWS: a key whose deletion is cancelled comes back disabled.
+                key.state = "Disabled"
             case "enable-key":
-                kms.key.state = "Enabled"
+                key.state = "Enabled"
             case "schedule-deletion":
-                kms.schedule_deletion(int(order.get("days", 7)))
-            case "cancel-deletion":
-                # As in AWS: the key comes back disabled.
-                kms.key.state = "Disabled"
+                key.state, key.deletion = "PendingDeletion", time.time() + int(order.get("days", 7)) * 86400
             case "delete-key":
-                kms.key.state = "Deleted"
+                key.state = "Deleted"
             case "key-store-away":
-                kms.key.state = "Unavailable" if on else "Enabled"
+                key.state = "Unavailable"
             case "rotate-key":
-                kms.key.rotate()
+                key.rotate()
             case "deny":
                 kms.denied |= set(order.get("operations", kms.OPERATIONS))
             case "allow":
                 kms.denied.clear()
-            case "truncate-ciphertext":
-                kms.truncating = on
-            case "other-key":
-                kms.other_key = on
-            case "expire-credential":
+            case "revoke-credential":
                 # The static key is deleted, sessions end, and no new ones are given out.
                 self.known.pop(self.access_key, None)
-                for secret in self.known.values():
-                    secret.expires = 0
-                self.sts.expired = on
-                if not on:
-                    self.known[self.access_key] = self.secret
+                self._expire_sessions()
+                self.sts.revoked = True
+            case "restore-credential":
+                self.known[self.access_key] = self.secret
+                self.sts.revoked = False
             case "expire-tokens":
-                for name, secret in self.known.items():
-                    if name != self.access_key:
-                        secret.expires = 0
+                self._expire_sessions()
             case "token-life":
                 self.sts.life = int(order["seconds"])
             case "tamper":
-                # Changes what arrives before it is verified, as somebody in between would: body, target, date, host, off.
-                self.tampering = order.get("part")
-            case "in-debt":
+                # Changes what arrives before it is verified, as somebody in between would: body, target, date, host, signature.
+                self.tampering = order["part"]
+            case "debt" | "settle":
                 raise Refused("AWS KMS has no error of its own for unpaid bills")
             case _:
                 return False
         return True
 
-    def state(self):
-        key = self.kms.key
-        return {"key_state": key.state, "key_version": key.materials[-1], "tokens": self.sts.issued}
+    def _expire_sessions(self):
+        for secret in self.known.values():
+            if secret.token:
+                secret.expires = 0
+
+    def keys(self):
+        return {key.id: {"state": key.state, "version": key.materials[-1]} for key in (self.kms.key, self.kms.second)}
 
     def serve(self, request):
         target = request.headers.get("x-amz-target", "")
@@ -106,14 +105,21 @@ class Rig:
         names = ("content-type", "x-amz-target", "accept")
         shown = {name: "…" if name in SECRET_FIELDS else value for name, value in body.items()}
         headers = {name: request.headers.get(name) for name in names}
-        self.journal.add(service="kms", method=request.method, path=request.path, headers=headers, body=shown)
+        operation = target.partition(".")[2]
+        entry = self.journal.add(
+            service="kms", operation=operation, code="ok", method=request.method, path=request.path, headers=headers, body=shown
+        )
         self._tamper(request)
         try:
             principal = verify(request, self.known, REGION, "kms", self.fronts["kms"].now())
             if headers["content-type"] != JSON or not target.startswith("TrentService."):
                 raise Failure("UnknownOperationException", status=404)
-            return Answer.of(200, self.kms.serve(target.partition(".")[2], request, body, principal), JSON)
+            answer = self.kms.serve(operation, request, body, principal)
+            if operation == "Decrypt" and self.fronts["kms"].take("other-key"):
+                answer |= {"KeyId": self.kms.second.arn, "Plaintext": base64.b64encode(secrets.token_bytes(32)).decode()}
+            return Answer.of(200, answer, JSON)
         except Failure as failure:
+            entry["code"] = failure.code
             return failed(failure)
 
     def _tamper(self, request):
@@ -127,7 +133,7 @@ class Rig:
                 request.headers["x-amz-date"] = f"{date[:-3]}{(int(date[-3:-1]) + 1) % 60:02d}Z"
             case "host":
                 request.headers["host"] = "kms.us-east-1.amazonaws.com"
-            case "secret":
+            case "signature":
                 header = request.headers["authorization"]
                 request.headers["authorization"] = header[:-1] + ("0" if header[-1] != "0" else "1")
 
@@ -143,40 +149,26 @@ def throttled():
     return Answer.of(400, {"__type": "ThrottlingException", "message": "Rate exceeded"}, JSON)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=pathlib.Path, help="holds the CAs, the credentials and rig.json")
-    parser.add_argument("--until-eof", action="store_true", help="end when standard input ends")
-    arguments = parser.parse_args()
-    folder = arguments.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+def start(folder):
     rig = Rig(folder)
-    files = {
-        "credentials": f"[default]\naws_access_key_id = {rig.access_key}\naws_secret_access_key = {rig.secret.secret}\n",
-        "web-identity-token": rig.sts.web_token,
-    }
-    for name, text in files.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o600)
-    announce(folder, {
-        "provider": "aws",
-        "endpoint": rig.fronts["kms"].url,
-        "sts_endpoint": rig.fronts["sts"].url,
-        "imds_endpoint": rig.fronts["imds"].url,
-        "control": Control(rig).url,
-        "ca_file": str(rig.authorities.current.path),
-        "next_ca_file": str(rig.authorities.next.path),
-        "stranger_ca_file": str(rig.authorities.stranger.path),
+    long = f'access_key_id = "{rig.access_key}"\nsecret_access_key = "{rig.secret.secret}"\n'
+    shared = f"[default]\naws_access_key_id = {rig.access_key}\naws_secret_access_key = {rig.secret.secret}\n"
+    access_key, session = rig.sts.session("given-by-hand")
+    short = f'access_key_id = "{access_key}"\nsecret_access_key = "{session.secret}"\nsession_token = "{session.token}"\n'
+    return rig, {
+        "keys": {"main": rig.kms.key.id, "other": rig.kms.second.id},
+        "arns": {"main": rig.kms.key.arn, "other": rig.kms.second.arn},
         "region": REGION,
-        "key": rig.kms.key.id,
-        "key_arn": rig.kms.key.arn,
-        "second_key": rig.kms.second.id,
         "role": rig.sts.role,
-        "credentials_file": str(folder / "credentials"),
-        "web_identity_token_file": str(folder / "web-identity-token"),
-    })
-    live(arguments.until_eof)
+        "credentials": {
+            "main": secret_file(folder / "credentials.toml", long),
+            "shared": secret_file(folder / "credentials", shared),
+            "session": secret_file(folder / "session.toml", short),
+            "wrong": secret_file(folder / "wrong.toml", long.replace(rig.secret.secret, "wrong" * 8)),
+            "web_identity": secret_file(folder / "web-identity-token", rig.sts.web_token),
+        },
+    }
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, start)

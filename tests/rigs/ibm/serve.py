@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
-"""IBM Key Protect and IAM on loopback: `scripts/rigs/cloud ibm serve DIR`. What it does is in tests/rigs/README.md."""
+"""IBM Key Protect and IAM on loopback: `scripts/rigs/cloud ibm --state DIR`. What it does is in tests/rigs/README.md."""
 
-import argparse
 import json
 import pathlib
 import re
@@ -12,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 sys.dont_write_bytecode = True
 
 from cloud.certificates import Authorities  # noqa: E402
-from cloud.control import Control, Journal, Refused, announce, live  # noqa: E402
+from cloud.control import Journal, Refused, main, secret_file  # noqa: E402
 from cloud.front import Answer, Front  # noqa: E402
 from iam import Iam  # noqa: E402
 from keys import ACTIVE, DESTROYED, SUSPENDED, Failure, RootKey  # noqa: E402
@@ -32,7 +31,7 @@ class Rig:
         self.key = RootKey(instance, account)
         self.second = RootKey(instance, account)
         self.foreign = RootKey(other_instance, other_account)
-        self.keys = {key.id: key for key in (self.key, self.second, self.foreign)}
+        self.all = {key.id: key for key in (self.key, self.second, self.foreign)}
         self.iam = Iam(self.journal, account, other_account)
         self.reset()
         self.fronts = {
@@ -42,51 +41,47 @@ class Rig:
         self.iam.now = self.fronts["iam"].now
 
     def reset(self):
-        for key in self.keys.values():
-            key.state, key.purged = ACTIVE, False
-        self.denied, self.truncating, self.other_key, self.refuse_unread = set(), False, False, False
+        for key in self.all.values():
+            key.reset()
+        self.denied = set()
         self.iam.reset()
 
     def act(self, action, order):
-        on = bool(order.get("on", True))
+        key = self.all[order.get("key", self.key.id)]
         match action:
             case "disable-key":
-                self.key.state = SUSPENDED
-            case "enable-key":
-                self.key.state, self.key.purged = ACTIVE, False
+                key.state = SUSPENDED
+            case "enable-key" | "cancel-deletion":
+                key.state, key.purged = ACTIVE, False
             case "schedule-deletion":
-                # Key Protect has no waiting period before: a deleted key can be restored for 30 days.
-                self.key.state = DESTROYED
-            case "cancel-deletion":
-                self.key.state = ACTIVE
+                # There is no waiting period before: a deleted key can be restored for 30 days.
+                key.state = DESTROYED
             case "delete-key":
-                self.key.state, self.key.purged = DESTROYED, bool(order.get("purge", False))
+                key.state, key.purged = DESTROYED, bool(order.get("purge", False))
             case "rotate-key":
-                self.key.rotate()
+                key.rotate()
             case "deny":
                 self.denied |= set(order.get("operations", [*OPERATIONS, "metadata"]))
             case "allow":
                 self.denied.clear()
-            case "truncate-ciphertext":
-                self.truncating = on
-            case "other-key":
-                self.other_key = on
-            case "expire-credential":
+            case "revoke-credential":
                 # The API key is deleted; what it was exchanged for is refused as well.
-                self.iam.expired = on
+                self.iam.revoked = True
                 self.iam.void_tokens()
+            case "restore-credential":
+                self.iam.revoked = False
             case "expire-tokens":
                 self.iam.void_tokens()
             case "token-life":
                 self.iam.life = int(order["seconds"])
-            case "in-debt":
+            case "debt" | "settle":
                 raise Refused("Key Protect has no error of its own for unpaid bills")
             case _:
                 return False
         return True
 
-    def state(self):
-        return {"key_state": self.key.state, "key_version": self.key.newest, "tokens": self.iam.issued}
+    def keys(self):
+        return {key.id: {"state": key.state, "version": key.newest} for key in self.all.values()}
 
     def serve(self, request):
         token = request.headers.get("authorization", "")
@@ -96,30 +91,30 @@ class Rig:
             return failed(Failure(400, "BAD_BODY_ERR", "Bad Request", "Invalid body data was passed."))
         headers = {name: request.headers.get(name) for name in ("accept", "content-type", "bluemix-instance")}
         shown = {name: value if name == "aad" else "…" for name, value in body.items()}
-        self.journal.add(
-            service="kms", method=request.method, path=request.path, headers=headers, body=shown,
-            authorization=token.partition(" ")[0],
+        entry = self.journal.add(
+            service="kms", operation=request.path.rpartition("/")[2], code="ok", method=request.method, path=request.path,
+            headers=headers, body=shown, authorization=token.partition(" ")[0],
         )
         try:
             return self._serve(request, token, body, headers)
         except Failure as failure:
+            entry["code"] = failure.code
             return failed(failure)
 
     def _serve(self, request, token, body, headers):
         account = self.iam.account_of(token.removeprefix("Bearer "))
         if not token.startswith("Bearer ") or token.count(".") != 2:
-            return failed(Failure(400, "BEARER_SUB_EXTRACTION_ERR", "Bad Request", "Extracting the subject failed"))
+            raise Failure(400, "BEARER_SUB_EXTRACTION_ERR", "Bad Request", "Extracting the subject failed")
         matched = re.fullmatch(r"/api/v2/keys/([0-9a-f-]{36})/(?:actions/(\w+)|(metadata))", request.path)
         if not matched:
             return failed(Failure(404, "NOT_FOUND_ERR", "Not Found", "There is no such path"))
         operation = matched[2] or matched[3]
-        key = self.keys.get(matched[1])
+        key = self.all.get(matched[1])
         if account is None:
-            # Without reasons: as the vendor documents it.
-            return Answer.of(401, errors("Unauthorized: The user does not have access to the specified resource"))
-        known = {each.instance: each.account for each in self.keys.values()}
+            raise unauthorized(401, "Unauthorized", bare=True)
+        known = {each.instance: each.account for each in self.all.values()}
         if operation in self.denied or known.get(headers["bluemix-instance"]) != account:
-            raise unauthorized()
+            raise unauthorized(403, "Forbidden")
         if not key or key.instance != headers["bluemix-instance"]:
             raise Failure(404, "KEY_NOT_FOUND_ERR", "Not Found", "Key does not exist")
         if request.method == "GET" and operation == "metadata":
@@ -128,17 +123,18 @@ class Rig:
             raise Failure(405, "METHOD_NOT_ALLOWED_ERR", "Method Not Allowed", "No such action")
         if headers["content-type"] not in (ACTION_TYPE.format(""), ACTION_TYPE.format(f"_{operation}")):
             raise Failure(415, "UNSUPPORTED_MEDIA_TYPE_ERR", "Unsupported Media Type", "Wrong content type")
-        if self.truncating and "ciphertext" in body:
-            body["ciphertext"] = body["ciphertext"][: len(body["ciphertext"]) // 8 * 4]
         answer = getattr(key, operation)(body)
-        if self.other_key and operation == "unwrap":
+        if operation == "unwrap" and self.fronts["kms"].take("other-key"):
             # Somebody else's answer: another version of another key, and not this plaintext.
             answer = self.second.unwrap({"ciphertext": self.second.wrap({})["ciphertext"]})
         return Answer.of(200, answer)
 
 
-def unauthorized():
-    return Failure(403, "UNAUTHORIZED_ERR", "Forbidden", "The user does not have access to the specified resource")
+def unauthorized(status, what, bare=False):
+    failure = Failure(status, "UNAUTHORIZED_ERR", what, "The user does not have access to the specified resource")
+    # The vendor documents the 401 without reasons.
+    failure.bare = bare
+    return failure
 
 
 def errors(text, *reasons):
@@ -147,6 +143,8 @@ def errors(text, *reasons):
 
 
 def failed(failure):
+    if failure.bare:
+        return Answer.of(failure.status, errors(f"Unauthorized: {failure.message}"))
     more = "https://cloud.ibm.com/apidocs/key-protect"
     reason = {"code": failure.code, "message": failure.message, "status": failure.status, "moreInfo": more}
     return Answer.of(failure.status, errors(failure.text, reason))
@@ -157,38 +155,24 @@ def throttled():
     return Answer.of(429, errors(text), Retry_After=1)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=pathlib.Path, help="holds the CAs, the credentials and rig.json")
-    parser.add_argument("--until-eof", action="store_true", help="end when standard input ends")
-    arguments = parser.parse_args()
-    folder = arguments.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+def start(folder):
     rig = Rig(folder)
-    (folder / "credentials.toml").write_text(f'api_key = "{rig.iam.api_key}"\n')
-    (folder / "credentials.toml").chmod(0o600)
-    (folder / "cr-token").write_text(rig.iam.cr_token)
-    (folder / "cr-token").chmod(0o600)
-    announce(folder, {
-        "provider": "ibm",
-        "endpoint": rig.fronts["kms"].url,
-        "iam_endpoint": rig.fronts["iam"].url,
-        "control": Control(rig).url,
-        "ca_file": str(rig.authorities.current.path),
-        "next_ca_file": str(rig.authorities.next.path),
-        "stranger_ca_file": str(rig.authorities.stranger.path),
+    return rig, {
+        "keys": {"main": rig.key.id, "other": rig.second.id, "foreign": rig.foreign.id},
+        "instances": {"main": rig.key.instance, "foreign": rig.foreign.instance},
         "region": REGION,
-        "instance": rig.key.instance,
-        "key": rig.key.id,
-        "second_key": rig.second.id,
-        "foreign_instance": rig.foreign.instance,
-        "foreign_key": rig.foreign.id,
         "profile": rig.iam.profile,
-        "credentials_file": str(folder / "credentials.toml"),
-        "cr_token_file": str(folder / "cr-token"),
-    })
-    live(arguments.until_eof)
+        "credentials": {
+            "main": secret_file(folder / "credentials.toml", f'api_key = "{rig.iam.api_key}"\n'),
+            "console": secret_file(folder / "apikey.json", json.dumps({"name": "keystead", "apikey": rig.iam.api_key})),
+            "foreign": secret_file(
+                folder / "foreign.toml", f'api_key = "{rig.iam.api_key}"\ntrusted_profile = "{rig.iam.profile}"\n'
+            ),
+            "wrong": secret_file(folder / "wrong.toml", 'api_key = "no-such-key"\n'),
+            "cr_token": secret_file(folder / "cr-token", rig.iam.cr_token),
+        },
+    }
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, start)
