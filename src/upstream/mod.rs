@@ -6,12 +6,17 @@
 
 pub mod alibaba;
 pub mod answer;
+pub mod aws;
 pub mod calls;
 mod connect;
 pub mod contract;
 pub mod dates;
 pub mod endpoint;
+pub mod form;
+pub mod ibm;
+pub mod renewed;
 pub mod retry;
+pub mod secret_text;
 pub mod settings;
 pub mod skew;
 pub mod transport;
