@@ -9,7 +9,6 @@ use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 /// Wiped on drop, never shown.
-#[derive(Clone)]
 pub struct SecretText(SecretString);
 
 impl SecretText {
