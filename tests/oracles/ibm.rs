@@ -225,7 +225,7 @@ async fn each_state_of_the_key_is_described() {
     for (action, state) in [
         ("enable-key", KeyState::Enabled),
         ("disable-key", KeyState::Disabled),
-        ("delete-key", KeyState::Other("destroyed".into())),
+        ("delete-key", KeyState::PendingDeletion),
     ] {
         rig.order(json!({"action": action}));
         assert_eq!(ibm.describe().await.unwrap().state, state);

@@ -246,6 +246,19 @@ impl Aws {
         }
     }
 
+    /// The encryption context of a wrap.
+    fn bound(&self, context: &WrapContext) -> Result<BTreeMap<&'static str, String>, UpstreamError> {
+        if context.root_kind != self.identity.kind || context.root_id != self.identity.root_id {
+            let detail = "this context is of another root than the configured key";
+            return Err(UpstreamError::new(FaultClass::Corrupt, "wrong-root", detail));
+        }
+        Ok(BTreeMap::from([
+            ("keyring", context.keyring.as_str().to_owned()),
+            ("generation", context.generation.0.to_string()),
+            ("key_id", context.key_id.as_str().to_owned()),
+        ]))
+    }
+
     fn of_this_key(&self, arn: &str) -> Result<(), UpstreamError> {
         if self.settings.key.is(arn, &self.settings.region) {
             return Ok(());
@@ -274,7 +287,7 @@ impl Upstream for Aws {
         async move {
             let question = Question {
                 number_of_bytes: Some(Kek::LEN),
-                encryption_context: Some(bound(context)),
+                encryption_context: Some(self.bound(context)?),
                 ..self.question()
             };
             let reply = self.ask(Operation::GenerateDataKey, &question).await?;
@@ -289,8 +302,11 @@ impl Upstream for Aws {
     fn wrap<'a>(&'a self, kek: &'a Kek, context: &'a WrapContext) -> BoxFuture<'a, Result<Wrapped, UpstreamError>> {
         async move {
             let plaintext = encode_kek(kek);
-            let question =
-                Question { plaintext: Some(&plaintext), encryption_context: Some(bound(context)), ..self.question() };
+            let question = Question {
+                plaintext: Some(&plaintext),
+                encryption_context: Some(self.bound(context)?),
+                ..self.question()
+            };
             let reply = self.ask(Operation::Encrypt, &question).await?;
             let answer: Encrypted = json(&reply, PROVIDER)?;
             self.of_this_key(&answer.key_id)?;
@@ -313,8 +329,11 @@ impl Upstream for Aws {
                 _ => return Err(UpstreamError::new(FaultClass::Corrupt, "not-a-wrap", "this is no wrap of AWS KMS")),
             };
             // With the key's name in it, a blob of another key is refused by the service itself.
-            let question =
-                Question { ciphertext_blob: Some(&blob), encryption_context: Some(bound(context)), ..self.question() };
+            let question = Question {
+                ciphertext_blob: Some(&blob),
+                encryption_context: Some(self.bound(context)?),
+                ..self.question()
+            };
             let reply = self.ask(Operation::Decrypt, &question).await?;
             let answer: Decrypted = json(&reply, PROVIDER)?;
             self.of_this_key(&answer.key_id)?;
@@ -363,15 +382,6 @@ impl Operation {
             Self::DescribeKey => "DescribeKey",
         }
     }
-}
-
-/// The encryption context of a wrap.
-fn bound(context: &WrapContext) -> BTreeMap<&'static str, String> {
-    BTreeMap::from([
-        ("keyring", context.keyring.as_str().to_owned()),
-        ("generation", context.generation.0.to_string()),
-        ("key_id", context.key_id.as_str().to_owned()),
-    ])
 }
 
 fn kek_of(plaintext: &SecretText) -> Result<Kek, UpstreamError> {

@@ -7,6 +7,8 @@ mod errors;
 mod iam;
 mod settings;
 
+use std::time::Duration;
+
 use base64ct::{Base64, Encoding};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -25,6 +27,7 @@ use super::contract::{
     CallCounts, Expiry, Generated, KeyDescription, KeyState, Unwrapped, Upstream, UpstreamError, UpstreamIdentity,
     Wrapped,
 };
+use super::dates;
 use super::retry::Retry;
 use super::secret_text::{SecretText, decode_kek, encode_kek};
 use super::transport::{Reply, Request, Transport};
@@ -32,6 +35,8 @@ use super::transport::{Reply, Request, Transport};
 /// First byte of a wrap; the rest is the vendor's ciphertext, its base64 taken off.
 const CONSTRUCTION: u8 = 0x11;
 const PROVIDER: &str = "IBM Key Protect";
+/// A deleted key can be brought back for this long.
+const RESTORABLE: Duration = Duration::from_secs(30 * 86_400);
 const INSTANCE: HeaderName = Request::header_name("bluemix-instance");
 
 /// A root key of IBM Key Protect.
@@ -84,6 +89,7 @@ struct Key {
     id: String,
     state: u8,
     key_version: Option<Version>,
+    deletion_date: Option<String>,
 }
 
 impl Ibm {
@@ -96,7 +102,7 @@ impl Ibm {
             endpoint: settings.endpoint.to_string(),
         };
         let iam = Iam::new(&settings, transport.clone());
-        let calls = Calls::new(&["wrap", "unwrap", "rewrap"], &["metadata", iam::TOKEN]);
+        let calls = Calls::new(&["wrap", "unwrap", "rewrap", "metadata"], &[iam::TOKEN]);
         Self { settings, identity, transport, iam, calls }
     }
 
@@ -106,7 +112,7 @@ impl Ibm {
     /// As [`Upstream::unwrap`].
     pub async fn rewrap(&self, wrap: &[u8], context: &WrapContext) -> Result<Wrapped, UpstreamError> {
         let ciphertext = ciphertext_of(wrap)?;
-        let body = ActionBody { plaintext: None, ciphertext: Some(&ciphertext), aad: bound(context) };
+        let body = ActionBody { plaintext: None, ciphertext: Some(&ciphertext), aad: self.bound(context)? };
         let (answer, reply) = self.act(Action::Rewrap, &body).await?;
         self.wrapped(&reply, answer.ciphertext, answer.rewrapped_key_version)
     }
@@ -176,6 +182,19 @@ impl Ibm {
         if reply.status.is_success() { Ok(reply) } else { Err(errors::from_key_protect(&reply)) }
     }
 
+    /// The additional data of a wrap: each item within the vendor's 255 characters.
+    fn bound(&self, context: &WrapContext) -> Result<[String; 3], UpstreamError> {
+        if context.root_kind != self.identity.kind || context.root_id != self.identity.root_id {
+            let detail = "this context is of another root than the configured key";
+            return Err(UpstreamError::new(FaultClass::Corrupt, "wrong-root", detail));
+        }
+        Ok([
+            format!("keyring={}", context.keyring.as_str()),
+            format!("generation={}", context.generation.0),
+            format!("key_id={}", context.key_id.as_str()),
+        ])
+    }
+
     fn wrapped(
         &self,
         reply: &Reply,
@@ -200,7 +219,7 @@ impl Upstream for Ibm {
 
     fn generate<'a>(&'a self, context: &'a WrapContext) -> BoxFuture<'a, Result<Generated, UpstreamError>> {
         async move {
-            let body = ActionBody { plaintext: None, ciphertext: None, aad: bound(context) };
+            let body = ActionBody { plaintext: None, ciphertext: None, aad: self.bound(context)? };
             let (answer, reply) = self.act(Action::Wrap, &body).await?;
             let kek = kek_of(&reply, answer.plaintext)?;
             Ok(Generated { kek, wrapped: self.wrapped(&reply, answer.ciphertext, answer.key_version)? })
@@ -211,7 +230,7 @@ impl Upstream for Ibm {
     fn wrap<'a>(&'a self, kek: &'a Kek, context: &'a WrapContext) -> BoxFuture<'a, Result<Wrapped, UpstreamError>> {
         async move {
             let plaintext = encode_kek(kek);
-            let body = ActionBody { plaintext: Some(&plaintext), ciphertext: None, aad: bound(context) };
+            let body = ActionBody { plaintext: Some(&plaintext), ciphertext: None, aad: self.bound(context)? };
             let (answer, reply) = self.act(Action::Wrap, &body).await?;
             self.wrapped(&reply, answer.ciphertext, answer.key_version)
         }
@@ -225,7 +244,7 @@ impl Upstream for Ibm {
     ) -> BoxFuture<'a, Result<Unwrapped, UpstreamError>> {
         async move {
             let ciphertext = ciphertext_of(wrap)?;
-            let body = ActionBody { plaintext: None, ciphertext: Some(&ciphertext), aad: bound(context) };
+            let body = ActionBody { plaintext: None, ciphertext: Some(&ciphertext), aad: self.bound(context)? };
             let (answer, reply) = self.act(Action::Unwrap, &body).await?;
             let kek = kek_of(&reply, answer.plaintext)?;
             // After a rotation the answer also names the version that would wrap now.
@@ -252,7 +271,7 @@ impl Upstream for Ibm {
                 // Root keys are made and used in IBM's HSMs, always.
                 protection: Some("HSM".into()),
                 automatic_rotation: None,
-                deletion: None,
+                deletion: key.deletion_date.and_then(|date| dates::parse_iso8601(&date)?.checked_add(RESTORABLE)),
                 server_time: reply.date,
             })
         }
@@ -284,15 +303,6 @@ impl Action {
             Self::Rewrap => "application/vnd.ibm.kms.key_action_rewrap+json",
         }
     }
-}
-
-/// The additional data of a wrap: each item within the vendor's 255 characters.
-fn bound(context: &WrapContext) -> [String; 3] {
-    [
-        format!("keyring={}", context.keyring.as_str()),
-        format!("generation={}", context.generation.0),
-        format!("key_id={}", context.key_id.as_str()),
-    ]
 }
 
 fn ciphertext_of(wrap: &[u8]) -> Result<String, UpstreamError> {
@@ -333,7 +343,8 @@ fn state_of(state: u8) -> KeyState {
         1 => KeyState::Enabled,
         2 => KeyState::Disabled,
         3 => KeyState::Other("deactivated".into()),
-        5 => KeyState::Other("destroyed".into()),
+        // Deleted, and can be restored for a while.
+        5 => KeyState::PendingDeletion,
         other => KeyState::Other(format!("state {other}")),
     }
 }
