@@ -30,5 +30,18 @@ use std::time::SystemTime;
 pub use contract::{Upstream, UpstreamError};
 pub use settings::UpstreamSettings;
 
+use settings::ProviderSettings;
+use transport::Transport;
+
 /// What time it is for certificates and signatures.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// The upstream that `settings` describe. Makes no call and opens no file.
+pub fn open(settings: UpstreamSettings, clock: Clock) -> Arc<dyn Upstream> {
+    let transport = Transport::new(settings.transport, clock);
+    match settings.provider {
+        ProviderSettings::Alibaba(settings) => Arc::new(alibaba::Alibaba::new(settings, transport)),
+        ProviderSettings::Ibm(settings) => Arc::new(ibm::Ibm::new(settings, transport)),
+        ProviderSettings::Aws(settings) => Arc::new(aws::Aws::new(settings, transport)),
+    }
+}

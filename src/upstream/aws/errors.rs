@@ -23,7 +23,7 @@ pub(super) fn from_kms(reply: &Reply) -> UpstreamError {
     const KMS: &str = "AWS KMS";
     match serde_json::from_slice::<Failure>(&reply.body) {
         Ok(failure) => told(reply, bare(&failure.kind), KMS, &failure.message),
-        Err(_) => unreadable(reply, KMS),
+        Err(_) => foreign(reply, KMS),
     }
 }
 
@@ -40,7 +40,7 @@ pub(super) fn from_sts(reply: &Reply) -> UpstreamError {
                 _ => error,
             }
         }
-        None => unreadable(reply, STS),
+        None => foreign(reply, STS),
     }
 }
 
@@ -48,18 +48,6 @@ pub(super) fn from_sts(reply: &Reply) -> UpstreamError {
 fn bare(kind: &str) -> &str {
     let name = kind.rsplit_once('#').map_or(kind, |(_, name)| name);
     name.split_once(':').map_or(name, |(name, _)| name)
-}
-
-/// Not a word of the service's. A load balancer that is out of servers says so in HTML, and that may pass.
-fn unreadable(reply: &Reply, service: &str) -> UpstreamError {
-    match unsorted(reply.status) {
-        FaultClass::Unreachable => {
-            let detail = format!("no {service} behind its address: {}", reply.status.as_u16());
-            let error = UpstreamError::new(FaultClass::Unreachable, reply.status.as_u16().to_string(), detail);
-            UpstreamError { retry_after: reply.retry_after, ..error }
-        }
-        _ => foreign(reply, service),
-    }
 }
 
 fn told(reply: &Reply, code: &str, service: &str, message: &str) -> UpstreamError {

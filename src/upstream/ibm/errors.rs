@@ -41,14 +41,14 @@ struct IamFailure {
 
 /// What an answer of Key Protect that is no success says.
 pub(super) fn from_key_protect(reply: &Reply) -> UpstreamError {
-    let Some(resource) = failure(reply) else { return unreadable(reply, SERVICE) };
+    let Some(resource) = failure(reply) else { return foreign(reply, SERVICE) };
     let (code, message) = match resource.reasons.into_iter().next() {
         Some(reason) => (reason.code, reason.message),
         // The vendor documents a refusal of access without reasons.
         None if matches!(reply.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
             (UNAUTHORIZED.to_owned(), resource.message)
         }
-        None => (reply.status.as_u16().to_string(), resource.message),
+        None => (format!("http-{}", reply.status.as_u16()), resource.message),
     };
     let class = class_of(&code).unwrap_or_else(|| unsorted(reply.status));
     told(reply, class, &code, SERVICE, &message)
@@ -57,7 +57,7 @@ pub(super) fn from_key_protect(reply: &Reply) -> UpstreamError {
 /// What an answer of IAM that is no success says.
 pub(super) fn from_iam(reply: &Reply) -> UpstreamError {
     const IAM: &str = "IBM Cloud IAM";
-    let Ok(failure) = serde_json::from_slice::<IamFailure>(&reply.body) else { return unreadable(reply, IAM) };
+    let Ok(failure) = serde_json::from_slice::<IamFailure>(&reply.body) else { return foreign(reply, IAM) };
     let class = match unsorted(reply.status) {
         // IAM is asked nothing but whether the credential is good.
         FaultClass::Unclassified if failure.code.starts_with("BXNIM") => FaultClass::CredentialFault,
@@ -68,17 +68,6 @@ pub(super) fn from_iam(reply: &Reply) -> UpstreamError {
 
 fn failure(reply: &Reply) -> Option<Resource> {
     serde_json::from_slice::<Failure>(&reply.body).ok()?.resources.into_iter().next()
-}
-
-/// Not a word of the service's. A load balancer that is out of servers says so in HTML, and that may pass.
-fn unreadable(reply: &Reply, service: &str) -> UpstreamError {
-    match unsorted(reply.status) {
-        FaultClass::Unreachable => {
-            let status = reply.status.as_u16().to_string();
-            told(reply, FaultClass::Unreachable, &status, service, "no service behind its address")
-        }
-        _ => foreign(reply, service),
-    }
 }
 
 fn told(reply: &Reply, class: FaultClass, code: &str, service: &str, message: &str) -> UpstreamError {

@@ -19,6 +19,7 @@ from oracle import Failure, verify  # noqa: E402
 from sts import Metadata, Sts  # noqa: E402
 
 REGION = "eu-central-1"
+USER = "arn:aws:iam::123456789012:user/keystead"
 SECRET_FIELDS = ("Plaintext", "CiphertextBlob")
 
 
@@ -32,6 +33,9 @@ class Rig:
         moto.prove_that_it_checks(self.access_key, self.secret, self.kms.key.id)
         self.known = {self.access_key: self.secret}
         self.sts = Sts(self.journal, moto, moto.create_role(), self.known)
+        self.sts.now = time.time
+        # In a file, and so it outlives a reset.
+        self.lasting = self.sts.session("given-by-hand")
         self.tampering = None
         self.fronts = {
             "kms": Front("kms", self.serve, throttled, self.authorities),
@@ -45,6 +49,7 @@ class Rig:
         self.sts.reset()
         self.tampering = None
         self.known[self.access_key] = self.secret
+        self.lasting[1].expires = time.time() + 3600
 
     def act(self, action, order):
         kms = self.kms
@@ -88,6 +93,10 @@ class Rig:
                 return False
         return True
 
+    def principal(self, access_key):
+        """As error messages name it."""
+        return USER if access_key == self.access_key else f"{self.sts.role.replace(':role/', ':assumed-role/')}/session"
+
     def _expire_sessions(self):
         for secret in self.known.values():
             if secret.token:
@@ -111,10 +120,10 @@ class Rig:
         )
         self._tamper(request)
         try:
-            principal = verify(request, self.known, REGION, "kms", self.fronts["kms"].now())
+            access_key = verify(request, self.known, REGION, "kms", self.fronts["kms"].now())
             if headers["content-type"] != JSON or not target.startswith("TrentService."):
                 raise Failure("UnknownOperationException", status=404)
-            answer = self.kms.serve(operation, request, body, principal)
+            answer = self.kms.serve(operation, request, body, self.principal(access_key))
             if operation == "Decrypt" and self.fronts["kms"].take("other-key"):
                 answer |= {"KeyId": self.kms.second.arn, "Plaintext": base64.b64encode(secrets.token_bytes(32)).decode()}
             return Answer.of(200, answer, JSON)
@@ -153,7 +162,7 @@ def start(folder):
     rig = Rig(folder)
     long = f'access_key_id = "{rig.access_key}"\nsecret_access_key = "{rig.secret.secret}"\n'
     shared = f"[default]\naws_access_key_id = {rig.access_key}\naws_secret_access_key = {rig.secret.secret}\n"
-    access_key, session = rig.sts.session("given-by-hand")
+    access_key, session = rig.lasting
     short = f'access_key_id = "{access_key}"\nsecret_access_key = "{session.secret}"\nsession_token = "{session.token}"\n'
     return rig, {
         "keys": {"main": rig.kms.key.id, "other": rig.kms.second.id},

@@ -41,26 +41,40 @@ class Authority:
     """A CA with one server certificate for this machine, in DIR/<name>.pem (the CA) and DIR/<name>-server.pem."""
 
     def __init__(self, folder: pathlib.Path, name: str):
+        self.folder = folder
         key = ec.generate_private_key(ec.SECP256R1())
         subject = _name(f"Keystead rig CA {name}")
         basic = [(x509.BasicConstraints(ca=True, path_length=0), True)]
         self.certificate = _signed(subject, key, subject, key, 30, basic)
-        server_key = ec.generate_private_key(ec.SECP256R1())
+        self.key, self.subject = key, subject
+        self.path = folder / f"{name}.pem"
+        self.path.write_bytes(_pem(self.certificate))
+        self.tls = self.server(f"{name}-server", 20)
+
+    def server(self, name, days):
+        """TLS with a fresh certificate that ends in so many days."""
+        key = ec.generate_private_key(ec.SECP256R1())
         usage = [
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (x509.SubjectAlternativeName(HOSTS), False),
         ]
-        server = _signed(_name("localhost"), server_key, subject, key, 20, usage)
-        self.path = folder / f"{name}.pem"
-        self.path.write_bytes(_pem(self.certificate))
-        served = folder / f"{name}-server.pem"
-        private = server_key.private_bytes(
+        certificate = _signed(_name("localhost"), key, self.subject, self.key, days, usage)
+        private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        served.write_bytes(private + _pem(server))
-        served.chmod(0o600)
-        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.tls.load_cert_chain(served)
+        served = self.folder / f"{name}.pem"
+        served.touch(mode=0o600)
+        served.write_bytes(private + _pem(certificate))
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(served)
+        return tls
+
+
+class Expired:
+    """What `authority` serves when nobody has renewed its certificate."""
+
+    def __init__(self, authority):
+        self.tls = authority.server("expired-server", -1)
 
 
 class Authorities:
@@ -70,3 +84,4 @@ class Authorities:
         self.current = Authority(folder, "ca")
         self.next = Authority(folder, "ca-next")
         self.stranger = Authority(folder, "stranger")
+        self.expired = Expired(self.current)

@@ -9,6 +9,7 @@ import sys
 import threading
 
 from .front import FAULTS
+from .proxy import Proxy
 
 
 class Refused(Exception):
@@ -40,6 +41,7 @@ class Control:
     """POST /control and GET /state for a `rig`, which has fronts (a dict by name), journal, keys(), act() and reset()."""
 
     def __init__(self, rig):
+        rig.proxy = Proxy()
         handler = type("Handler", (_Handler,), {"rig": rig, "lock": threading.Lock()})
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -72,11 +74,17 @@ def act(rig, order):
         case "change-ca":
             for front in fronts.values():
                 front.certificate = front.authorities and front.authorities.next
+        case "expire-certificate":
+            for front in fronts.values():
+                front.certificate = front.authorities and front.authorities.expired
+        case "proxy-refuses":
+            rig.proxy.refuses = True
         case "reset":
             for front in rig.fronts.values():
                 front.clear()
                 front.skew, front.certificate = 0.0, front.authorities and front.authorities.current
             rig.reset()
+            rig.proxy.reset()
             rig.journal.forget()
         case _:
             if not rig.act(action, order):
@@ -89,8 +97,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path == "/state":
-            return self._reply(200, {"requests": self.rig.journal.all(), "keys": self.rig.keys()})
+            return self._reply(200, self._state())
         return self._reply(404, {"ok": False, "error": "there is GET /state and POST /control"})
+
+    def _state(self):
+        return {"requests": self.rig.journal.all(), "keys": self.rig.keys(), "tunnels": self.rig.proxy.tunnels}
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -126,6 +137,7 @@ def main(description, start):
         "control": Control(rig).url,
         "ca_file": str(rig.authorities.current.path),
         "next_ca_file": str(rig.authorities.next.path),
+        "proxy": rig.proxy.url,
         "endpoints": {name: front.url for name, front in rig.fronts.items()},
         **special,
     }

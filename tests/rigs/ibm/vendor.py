@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """IBM's own client on the rig: what its requests look like, and whether it opens what another client wrapped.
 
-    vendor.py RIG_JSON < ORDERS       ORDERS: a JSON list such as
+    vendor.py DIR < ORDERS       ORDERS: a JSON list such as
         [{"do": "wrap", "aad": ["a"]}, {"do": "wrap", "plaintext": "<base64>", "aad": ["a"]},
          {"do": "unwrap", "ciphertext": "<base64>", "aad": ["a"]}, {"do": "rewrap", …}, {"do": "describe"}]
 
@@ -52,7 +52,7 @@ def reason(error):
 
 
 def main():
-    rig = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    rig = json.loads((pathlib.Path(sys.argv[1]) / "rig.json").read_text())
     os.environ["REQUESTS_CA_BUNDLE"] = rig["ca_file"]
     api_key = pathlib.Path(rig["credentials"]["main"]).read_text().split('"')[1]
     results, clients = [], {}
