@@ -182,10 +182,16 @@ fn session_outlives_sts(stand: &Stand) {
 fn refused_session_is_replaced(stand: &Stand) {
     let opened = with_file(stand, "role");
     let made = opened.generate();
-    stand.rig.control(r#"{"action": "expire-tokens"}"#);
-    opened.opens(&made);
-    assert_eq!(stand.rig.count("AssumeRole"), 2);
+    for (order, sessions) in
+        [(r#"{"action": "expire-tokens", "forgotten": true}"#, 2), (r#"{"action": "expire-tokens"}"#, 3)]
+    {
+        stand.rig.control(order);
+        opened.opens(&made);
+        assert_eq!(stand.rig.count("AssumeRole"), sessions);
+    }
     // Nobody can hand out another one of those that stand in a file.
+    stand.rig.control(r#"{"action": "reset"}"#);
+    stand.rig.control(r#"{"action": "expire-tokens"}"#);
     let error = with_file(stand, "session").unwrap(&made).unwrap_err();
     assert_eq!(
         (error.class, error.code.as_str()),

@@ -178,3 +178,73 @@ fn distance(a: SystemTime, b: SystemTime) -> u64 {
 
 /// Shared by the provider and its credentials.
 pub type SharedRpc = Arc<Rpc>;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::upstream::settings::TransportSettings;
+    use crate::upstream::transport::codes;
+
+    #[derive(Debug, Deserialize)]
+    struct Wanted {
+        #[serde(rename = "KeyId")]
+        _key_id: String,
+    }
+
+    fn judged(action: &'static str, status: u16, body: &[u8]) -> Result<Wanted, UpstreamError> {
+        let transport = Transport::new(TransportSettings::default(), Arc::new(SystemTime::now));
+        let rpc = Rpc::new(transport, Calls::new(&[action], &[]));
+        let endpoint = "https://kms.example".parse().unwrap();
+        let call = Call { service: KMS, endpoint: &endpoint, action, parameters: &[], credential: None };
+        let reply = Reply {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: HeaderMap::new(),
+            body: Zeroizing::new(body.to_vec()),
+            date: None,
+            retry_after: Some(Duration::from_secs(7)),
+        };
+        rpc.judge(&call, &reply)
+    }
+
+    #[test]
+    fn refusal_tells_code_and_request_but_nothing_of_the_message() {
+        let body = br#"{"Code": "Rejected.Disabled", "RequestId": "1D2B", "Message": "secret-one"}"#;
+        let error = judged("Decrypt", 409, body).unwrap_err();
+        assert_eq!((error.class, error.retry_after), (FaultClass::KeyDisabled, Some(Duration::from_secs(7))));
+        let shown = error.to_string();
+        assert!(
+            shown.contains("Rejected.Disabled") && shown.contains("1D2B") && !shown.contains("secret-one"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn success_that_lacks_what_was_asked_for_is_foreign() {
+        for body in [b"".as_slice(), b"<html>", b"{}", b"[]", b"null", br#"{"KeyId": 7}"#, br#"{"KeyId": "k"}}"#] {
+            let error = judged("Decrypt", 200, body).unwrap_err();
+            assert_eq!((error.class, error.code.as_str()), (FaultClass::Unreachable, codes::FOREIGN));
+        }
+        judged("Decrypt", 200, br#"{"KeyId": "k", "Later": 1}"#).unwrap();
+    }
+
+    proptest! {
+        /// Whatever stands in the way may say what it wants, as long as it does not speak the vendor's own words.
+        #[test]
+        fn answer_without_a_known_code_never_revokes(
+            status in 200_u16..600,
+            code in ".{0,80}",
+            garbage in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let json = serde_json::json!({ "Code": code, "Message": code, "RequestId": code }).to_string();
+            for body in [json.as_bytes(), garbage.as_slice()] {
+                let error = judged("Decrypt", status, body).unwrap_err();
+                prop_assert!(matches!(error.class, FaultClass::Unreachable | FaultClass::Unclassified), "{error}");
+                prop_assert!(error.code.len() <= 64 && error.code.bytes().all(|byte| (0x20..0x7f).contains(&byte)));
+            }
+        }
+    }
+}
