@@ -184,6 +184,7 @@ mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
+    use zeroize::Zeroizing;
 
     use super::*;
     use crate::upstream::settings::TransportSettings;
