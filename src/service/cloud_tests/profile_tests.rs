@@ -197,7 +197,7 @@ async fn key_moves_to_another_cloud_key_by_rotation_while_its_copy_serves() {
     world.start().await;
     assert_eq!(world.key_id().unwrap(), id);
     assert!(world.reason().contains("another cloud key"), "{}", world.reason());
-    world.daemon().rotate(|_| ()).await.unwrap();
+    world.daemon().rotate(Some("a test".parse().unwrap()), |_| ()).await.unwrap();
     world.pass(60, 10).await;
     assert_eq!(world.availability(), Availability::Online, "{}", world.reason());
     let keyring = world.keyring();
