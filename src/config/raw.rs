@@ -14,6 +14,7 @@ use serde::de::{self, Deserializer, Visitor};
 use toml::Spanned;
 
 use super::units::{Mode, Size, Span};
+use super::upstream::RawUpstream;
 use crate::custody::settings::MechanismChoice;
 use crate::telemetry::log::{Format, Level};
 
@@ -29,6 +30,7 @@ pub struct Raw {
     pub metrics: Metrics,
     pub log: Log,
     pub sandbox: Sandbox,
+    pub upstream: Option<Spanned<RawUpstream>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -17,13 +17,14 @@ use super::raw::{self, Account, Kind, Listen, Raw};
 use super::site::{Site, resolve};
 use super::source::Source;
 use super::units::{show_duration, show_size};
+use super::upstream::UpstreamTable;
 use super::{accounts, node};
 use crate::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::socket::SocketSettings;
 use crate::telemetry::log::LogSettings;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     pub keyring: KeyringId,
     pub node: NodeId,
@@ -39,6 +40,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     pub log: LogSettings,
     pub sandbox: SandboxSettings,
+    /// The cloud profile; `None` is the local one, without any network.
+    pub upstream: Option<UpstreamTable>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,8 +92,8 @@ impl Settings {
 }
 
 /// What every value is judged with.
-struct Builder<'a> {
-    place: &'a Place<'a>,
+pub(super) struct Builder<'a> {
+    pub(super) place: &'a Place<'a>,
     folder: &'a Path,
     site: &'a Site,
 }
@@ -125,6 +128,13 @@ impl Builder<'_> {
                 landlock: raw.sandbox.landlock.unwrap_or(true),
                 seccomp: raw.sandbox.seccomp.unwrap_or(true),
             },
+            upstream: raw
+                .upstream
+                .map(|table| {
+                    let span = table.span();
+                    self.upstream(table.into_inner(), span)
+                })
+                .transpose()?,
         };
         if settings.kms.socket.path == settings.admin.socket.path {
             let (span, key) = match (admin_span, kms_span) {
@@ -268,7 +278,12 @@ impl Builder<'_> {
         })
     }
 
-    fn path(&self, key: &str, given: Option<Spanned<PathBuf>>, default: &str) -> Result<PathBuf, ConfigError> {
+    pub(super) fn path(
+        &self,
+        key: &str,
+        given: Option<Spanned<PathBuf>>,
+        default: &str,
+    ) -> Result<PathBuf, ConfigError> {
         let Some(given) = given else { return Ok(PathBuf::from(default)) };
         let bytes = given.get_ref().as_os_str().as_bytes();
         if bytes.is_empty() || bytes.contains(&0) {
@@ -294,7 +309,7 @@ impl Builder<'_> {
         Ok(path)
     }
 
-    fn short(&self, key: &str, given: Spanned<String>, longest: usize) -> Result<String, ConfigError> {
+    pub(super) fn short(&self, key: &str, given: Spanned<String>, longest: usize) -> Result<String, ConfigError> {
         let text = given.get_ref();
         if text.is_empty() || text.len() > longest || text.chars().any(char::is_control) {
             let problem = format_args!("must have 1 to {longest} printable bytes");
@@ -303,7 +318,7 @@ impl Builder<'_> {
         Ok(given.into_inner())
     }
 
-    fn count(
+    pub(super) fn count(
         &self,
         key: &str,
         given: Option<Spanned<i64>>,
@@ -332,7 +347,7 @@ impl Builder<'_> {
             .ok_or_else(|| self.out_of_bounds(given.span(), key, shown(bounds.start()), shown(bounds.end())))
     }
 
-    fn duration(
+    pub(super) fn duration(
         &self,
         key: &str,
         given: Option<(std::ops::Range<usize>, Duration)>,

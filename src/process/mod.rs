@@ -9,6 +9,7 @@ pub mod config_copy;
 pub mod control;
 pub mod custodian;
 pub mod daemon;
+pub mod egress;
 pub mod hardening;
 mod inherited;
 pub mod once;

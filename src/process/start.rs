@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::config_copy::ConfigCopy;
+use super::egress::Egress;
 use super::sandbox::SandboxSettings;
 use super::seccomp::{Filter, filter_system_calls};
 use super::server::ServerError;
@@ -81,14 +82,16 @@ pub fn server() -> Result<(), StartError> {
     log::init(settings.log)?;
     // Before the sandbox: it may have to be made, and Landlock rules name folders that exist.
     let store = Store::open(&settings.store.path)?;
+    let pin = match &settings.custody.pin {
+        PinSource::File(path) => Some(path.clone()),
+        PinSource::Credential(name) => std::env::var_os(CREDENTIALS).map(|folder| PathBuf::from(folder).join(name)),
+    };
     let sandbox = SandboxSettings {
         store: settings.store.path.clone(),
         landlock: settings.sandbox.landlock,
         seccomp: settings.sandbox.seccomp,
-        pin: match &settings.custody.pin {
-            PinSource::File(path) => Some(path.clone()),
-            PinSource::Credential(name) => std::env::var_os(CREDENTIALS).map(|folder| PathBuf::from(folder).join(name)),
-        },
+        egress: settings.upstream.as_ref().map(|table| Egress::of(table, pin.as_deref())),
+        pin,
     };
     let served = parts.run(&sandbox, SERVER_THREADS, |listeners, control, lockdown| {
         daemon::run(settings, store, listeners, control, lockdown)
