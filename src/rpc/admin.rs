@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::outlook;
 use super::status_map::{rescue_error, rotation_error};
 use crate::memory;
 use crate::service::keys::Keys;
@@ -115,6 +116,7 @@ impl Admin for AdminService {
                 );
             }
         }
+        outlook::explain(&mut status);
         Ok(Response::new(status))
     }
 

@@ -6,6 +6,7 @@ pub mod connection;
 pub mod incoming;
 pub mod kms_v2;
 pub mod metrics;
+pub mod outlook;
 pub mod peer;
 mod peer_groups;
 pub mod serve;

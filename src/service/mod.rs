@@ -12,4 +12,5 @@ pub mod lifecycle;
 pub mod recover;
 pub mod rescue;
 pub mod rotation;
+pub mod spending;
 pub mod watch;
