@@ -12,3 +12,5 @@ pub mod rpc;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+#[cfg(feature = "cloud")]
+pub mod upstream;

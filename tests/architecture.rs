@@ -12,13 +12,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("memory", &[]),
     ("custody", &[]),
     ("store", &["failpoint"]),
+    ("upstream", &[]),
     ("cluster", &[]),
-    ("service", &["custody", "store", "memory", "failpoint"]),
+    ("service", &["custody", "upstream", "store", "memory", "failpoint"]),
     ("rpc", &["service", "custody", "memory"]),
     ("telemetry", &["service", "custody"]),
-    ("config", &["custody", "store", "service", "rpc", "telemetry", "process"]),
-    ("process", &["config", "custody", "store", "service", "rpc", "telemetry", "memory", "failpoint"]),
-    ("cli", &["config", "process", "service", "custody", "store", "cluster", "telemetry", "failpoint"]),
+    ("config", &["custody", "upstream", "store", "service", "rpc", "telemetry", "process"]),
+    ("process", &["config", "custody", "upstream", "store", "service", "rpc", "telemetry", "memory", "failpoint"]),
+    ("cli", &["config", "process", "service", "custody", "upstream", "store", "cluster", "telemetry", "failpoint"]),
 ];
 
 /// What no file of the pure core may name.

@@ -20,10 +20,12 @@ pub mod recovery;
 pub mod recovery_key;
 pub mod rescue;
 pub mod secret;
+pub mod upstream;
 pub mod wrap;
 
 pub use context::{EnvelopeContext, WrapContext};
 pub use id::{GenerationNumber, KeyId, KeyringId, NodeId, RootId, RootKind};
 pub use record::Authenticator;
 pub use secret::{Kek, KeyCommitment};
+pub use upstream::FaultClass;
 pub use wrap::WrappedKek;
