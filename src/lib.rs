@@ -12,5 +12,4 @@ pub mod rpc;
 pub mod service;
 pub mod store;
 pub mod telemetry;
-#[cfg(feature = "cloud")]
 pub mod upstream;

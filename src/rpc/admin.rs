@@ -83,6 +83,9 @@ impl Admin for AdminService {
                 Availability::Sealed(_) => "sealed",
                 Availability::Online => "online",
                 Availability::Degraded { .. } => "degraded",
+                Availability::Expired => "expired",
+                Availability::Revoked { .. } => "revoked",
+                Availability::Disabled => "disabled",
             }
             .into(),
             reason: serving.reason.clone(),

@@ -17,6 +17,7 @@ pub fn serve_error(error: &ServeError) -> Status {
         ServeError::Sealed(_) | ServeError::Custody(_) | ServeError::NoRandomness => Code::Unavailable,
         ServeError::MalformedKeyId => Code::InvalidArgument,
         ServeError::UnknownKeyId => Code::NotFound,
+        ServeError::Refused(_) => Code::FailedPrecondition,
         ServeError::Destroyed | ServeError::Envelope(EnvelopeError::NewerFormat(_)) => Code::FailedPrecondition,
         ServeError::Envelope(EnvelopeError::NotAuthentic | EnvelopeError::TooShort) => Code::InvalidArgument,
         ServeError::WrongKey => Code::DataLoss,

@@ -114,6 +114,7 @@ async fn begin(
         recovery: recovery_root(request),
         last_number: GenerationNumber(0),
         rotation: None,
+        upstream: None,
         generations: Vec::new(),
     };
     keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;

@@ -86,6 +86,9 @@ pub struct Encrypted {
 pub enum ServeError {
     #[error("keystead is sealed: {0}")]
     Sealed(String),
+    /// Expired, revoked or disabled: asking again is of no use before a person or the cloud has acted.
+    #[error("keystead refuses: {0}")]
+    Refused(String),
     #[error("the key ID is malformed")]
     MalformedKeyId,
     #[error("this keyring has no such key ID")]
@@ -229,10 +232,15 @@ pub(super) async fn unwrap_checked(
 impl Serving {
     fn active(&self) -> Result<&Arc<Slot>, ServeError> {
         let sealed = || ServeError::Sealed(self.reason.clone());
-        if !self.availability.serves() {
-            return Err(sealed());
+        match self.availability {
+            Availability::Online | Availability::Degraded { .. } => {
+                self.keys.as_ref().and_then(|keys| keys.active.as_ref()).ok_or_else(sealed)
+            }
+            Availability::Sealed(_) => Err(sealed()),
+            Availability::Expired | Availability::Revoked { .. } | Availability::Disabled => {
+                Err(ServeError::Refused(self.reason.clone()))
+            }
         }
-        self.keys.as_ref().and_then(|keys| keys.active.as_ref()).ok_or_else(sealed)
     }
 
     fn slot(&self, key_id: &str) -> Result<&Arc<Slot>, ServeError> {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use keystead_core::availability::{Availability, Effect, Observation, SealReason, step};
+use keystead_core::availability::{Availability, Observation, SealReason, Source};
 use keystead_core::keyring::Keyring;
 use keystead_core::{KeyringId, NodeId};
 use rustix::time::{ClockId, clock_gettime};
@@ -12,7 +12,8 @@ use rustix::time::{ClockId, clock_gettime};
 use super::epoch::{LoadError, Records};
 use super::explain::explain;
 use super::identity::{self, Identity};
-use super::keys::{KeyService, Keys, ServeError, Serving, unwrap_checked};
+use super::keys::{KeyService, Keys, ServeError, unwrap_checked};
+use super::machine::Machine;
 use super::rotation::Settled;
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, TokenDescription};
@@ -38,6 +39,7 @@ pub struct Lifecycle {
     pub(super) records: Records,
     pub(super) custody: CustodyClient,
     pub(super) keys: Arc<KeyService>,
+    pub(super) machine: Machine,
     /// One change at a time: start, rotation, sealing.
     pub(super) turn: tokio::sync::Mutex<()>,
     /// Held by the one rotation that may be asked for at a time.
@@ -103,11 +105,13 @@ pub enum StartError {
 impl Lifecycle {
     pub fn new(settings: KeySettings, store: Store, custody: CustodyClient, keys: Arc<KeyService>) -> Self {
         let records = Records::new(store, custody.clone(), settings.keyring.clone(), settings.node.clone());
+        let machine = Machine::new(keys.clone(), settings.custody_grace);
         Self {
             settings,
             records,
             custody,
             keys,
+            machine,
             turn: tokio::sync::Mutex::new(()),
             rotating: tokio::sync::Mutex::new(()),
             reload_needed: AtomicBool::new(false),
@@ -140,7 +144,9 @@ impl Lifecycle {
             Availability::Online => self.settings.probe_interval,
             Availability::Degraded { .. } => Duration::from_secs(1),
             Availability::Sealed(SealReason::RecordRejected) => Duration::from_secs(10),
-            Availability::Sealed(_) => Duration::from_secs(1),
+            Availability::Sealed(_) | Availability::Expired | Availability::Revoked { .. } | Availability::Disabled => {
+                Duration::from_secs(1)
+            }
         }
     }
 
@@ -191,7 +197,7 @@ impl Lifecycle {
         match outcome {
             Ok(keys) => {
                 let keyring = keys.keyring.clone();
-                self.observe(Observation::Loaded, String::new(), Some(Arc::new(keys)));
+                self.observe(Observation::Loaded(Source::Custody), String::new(), Some(Arc::new(keys)));
                 let active = keyring.active().map(|generation| generation.key_id.to_string()).unwrap_or_default();
                 tracing::info!(keyring = %keyring.keyring, key_id = active, generations = keyring.generations.len(), "serving");
             }
@@ -262,7 +268,7 @@ impl Lifecycle {
         if !matches!(outcome, Err(CustodyError::Busy)) {
             self.note_custody(outcome);
         }
-        self.observe(Observation::Tick, self.keys.serving().reason.clone(), None);
+        self.observe(Observation::Tick, String::new(), None);
     }
 
     /// Brings retired generations into memory, one by one: each is a round trip that proves the old key still opens.
@@ -345,34 +351,14 @@ impl Lifecycle {
         }
     }
 
-    /// Takes one step of the availability machine and publishes what it says. `keys` replaces what is served.
+    /// Tells the availability machine, which publishes what comes of it. `keys` replaces what is served.
     pub(super) fn observe(&self, observation: Observation, reason: String, keys: Option<Arc<Keys>>) {
-        let before = self.keys.serving();
-        let (availability, effect) = step(&before.availability, observation, boot_time(), self.settings.custody_grace);
-        let changed = availability != before.availability;
-        if !changed && keys.is_none() && reason == before.reason {
-            return;
-        }
-        let keys = keys.or_else(|| before.keys.clone());
-        if changed {
-            tracing::info!(from = ?before.availability, to = ?availability, "availability");
-        }
-        let wipe = (effect == Some(Effect::WipeKeks)).then(|| keys.clone()).flatten();
-        self.keys.publish(Serving { availability, reason, keys });
-        // Refuse first, then wipe: no request may find a wiped generation behind an open door.
-        if let Some(keys) = wipe {
-            keys.wipe();
-        }
+        self.machine.observe(observation, reason, keys, boot_time());
     }
 
-    /// Shows a changed keyring: the new key ID in Status and Encrypt at the same instant.
+    /// Shows a changed keyring.
     pub(super) fn publish_keyring(&self, keys: Keys) {
-        let before = self.keys.serving();
-        self.keys.publish(Serving {
-            availability: before.availability.clone(),
-            reason: before.reason.clone(),
-            keys: Some(Arc::new(keys)),
-        });
+        self.machine.show(Arc::new(keys));
     }
 
     /// The record in force, for a change to start from.

@@ -9,6 +9,7 @@ mod identity;
 pub mod init;
 pub mod keys;
 pub mod lifecycle;
+mod machine;
 pub mod recover;
 pub mod rescue;
 pub mod rotation;

@@ -273,6 +273,7 @@ pub async fn rebuild(
         },
         last_number: findings.last_number(request.number_seen),
         rotation: None,
+        upstream: None,
         generations: Vec::new(),
     };
     for each in findings.opened {

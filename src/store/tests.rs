@@ -25,6 +25,7 @@ fn record(revision: u64) -> Vec<u8> {
         recovery: RecoveryRoot::Declined,
         last_number: GenerationNumber(0),
         rotation: None,
+        upstream: None,
         generations: Vec::new(),
     };
     keyring.begin_rotation([1; 16], [2; 16], 3).unwrap();

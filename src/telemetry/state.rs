@@ -68,6 +68,7 @@ pub enum Availability {
     Online,
     Expired,
     Revoked,
+    Disabled,
 }
 
 /// How often one kind of request ended one way.
@@ -99,6 +100,9 @@ impl State {
                 availability::Availability::Sealed(_) => Availability::Sealed,
                 availability::Availability::Degraded { .. } => Availability::Degraded,
                 availability::Availability::Online => Availability::Online,
+                availability::Availability::Expired => Availability::Expired,
+                availability::Availability::Revoked { .. } => Availability::Revoked,
+                availability::Availability::Disabled => Availability::Disabled,
             },
             custody_state: custody_state.name(),
             device_calls: custody_state.description.map_or(0, |description| description.device_operations),
@@ -121,7 +125,7 @@ impl State {
 }
 
 impl Availability {
-    const ALL: [Self; 5] = [Self::Sealed, Self::Degraded, Self::Online, Self::Expired, Self::Revoked];
+    const ALL: [Self; 6] = [Self::Sealed, Self::Degraded, Self::Online, Self::Expired, Self::Revoked, Self::Disabled];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -130,6 +134,7 @@ impl Availability {
             Self::Online => "online",
             Self::Expired => "expired",
             Self::Revoked => "revoked",
+            Self::Disabled => "disabled",
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::hex;
 use crate::hpke_p256::P256PublicKey;
 use crate::id::{GenerationNumber, KeyId, KeyringId, NodeId, RootId, RootKind};
 use crate::secret::KeyCommitment;
+use crate::upstream_state::UpstreamState;
 use crate::wrap::WrappedKek;
 
 /// One cluster's key: generations in ascending order, and what binds them to this node and token.
@@ -29,6 +30,9 @@ pub struct Keyring {
     pub last_number: GenerationNumber,
     /// A rotation under way: written before the token is touched, so that what it leaves there has a name.
     pub rotation: Option<RotationIntent>,
+    /// The cloud root's side; absent, also in the stored form, while no generation ever had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<UpstreamState>,
     pub generations: Vec<Generation>,
 }
 
@@ -136,12 +140,17 @@ impl Keyring {
 
     /// What a new KEK of the rotation under way is bound to in custody.
     pub fn wrap_context(&self, intent: &RotationIntent) -> WrapContext {
+        self.wrap_context_under(intent, RootKind::Pkcs11, intent.root_id.clone())
+    }
+
+    /// What a new KEK of the rotation under way is bound to under one root.
+    pub fn wrap_context_under(&self, intent: &RotationIntent, root_kind: RootKind, root_id: RootId) -> WrapContext {
         WrapContext {
             keyring: self.keyring.clone(),
             generation: intent.number,
             key_id: intent.key_id.clone(),
-            root_kind: RootKind::Pkcs11,
-            root_id: intent.root_id.clone(),
+            root_kind,
+            root_id,
         }
     }
 
@@ -223,6 +232,9 @@ impl Keyring {
         let intent = self.rotation.take().ok_or(TransitionError::NoRotation)?;
         self.generations
             .retain(|generation| generation.number != intent.number || generation.state != GenerationState::Prepared);
+        if let Some(upstream) = &mut self.upstream {
+            upstream.copies.retain(|copy| copy.generation != intent.number);
+        }
         Ok(intent)
     }
 
@@ -270,6 +282,23 @@ impl Keyring {
         if matches!(self.recovery, RecoveryRoot::PublicKey { .. }) && self.recovery_key().is_none() {
             return wrong("the recovery key is not a P-256 point");
         }
+        if let Some(upstream) = &self.upstream {
+            if let Some(problem) = upstream.problem() {
+                return wrong(problem);
+            }
+            let mut numbers: Vec<_> = upstream.copies.iter().map(|copy| copy.generation).collect();
+            numbers.sort_unstable();
+            if numbers.windows(2).any(|pair| pair[0] == pair[1]) {
+                return wrong("a generation has two offline copies");
+            }
+            // Of a generation that opens by another root, a copy would outlive the lease unseen.
+            let has_root = |number: &GenerationNumber| {
+                self.generation(*number).is_some_and(|generation| generation.upstream_wrap().is_some())
+            };
+            if !numbers.iter().all(has_root) {
+                return wrong("an offline copy stands in for no upstream's wrap");
+            }
+        }
         Ok(())
     }
 }
@@ -302,6 +331,11 @@ impl Generation {
     /// The wrap by the CMK in custody.
     pub fn custody_wrap(&self) -> Option<&WrappedKek> {
         self.wraps.iter().find(|wrap| matches!(wrap.root_kind, RootKind::Pkcs11 | RootKind::Tpm))
+    }
+
+    /// The wrap by a key in a cloud KMS.
+    pub fn upstream_wrap(&self) -> Option<&WrappedKek> {
+        self.wraps.iter().find(|wrap| wrap.root_kind.is_upstream())
     }
 
     /// What every Encrypt answer of this generation carries.

@@ -1,22 +1,30 @@
 //! Builds the vector files from fixed inputs. Format 1 throughout.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use keystead_core::annotation::Annotation;
 use keystead_core::envelope::EnvelopeKey;
+use keystead_core::grant::{Grant, GrantSigner};
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{Generation, GenerationState, Keyring, RecoveryRoot, TokenIdentity};
+use keystead_core::lease::{Clocks, Lease};
+use keystead_core::offline_copy::{CopyKey, OfflineCopy};
 use keystead_core::record;
+use keystead_core::upstream_state::{ConfigurationDigest, Denials, UpstreamState};
 use keystead_core::wrap::{Construction, OaepHash, seal_under_transport_key};
 use keystead_core::{
     Authenticator, EnvelopeContext, GenerationNumber, Kek, KeyId, KeyringId, RootId, RootKind, WrapContext, WrappedKek,
 };
+use p256::ecdsa::signature::Signer;
 use p256::elliptic_curve::sec1::ToSec1Point;
+use p256::pkcs8::{EncodePrivateKey, LineEnding};
 use rand_core::{TryCryptoRng, TryRng};
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use crate::read::FixedKey;
 use crate::rsa;
@@ -27,6 +35,8 @@ pub fn files() -> Vec<(&'static str, Value)> {
         ("commitment.json", commitment()),
         ("envelope.json", envelope()),
         ("key-id.json", key_id()),
+        ("lease-grant.json", lease_grant()),
+        ("offline-copy.json", offline_copy()),
         ("record.json", record()),
         ("wrap-aes-gcm.json", wrap_aes_gcm()),
         ("wrap-hpke-p256.json", wrap_hpke()),
@@ -373,6 +383,127 @@ fn wrap_aes_gcm() -> Value {
     file("Custody wraps: the KEK under an AES-256 CMK, by AES-256-GCM", vec![good, case("longest-names", &long)], bad)
 }
 
+// Offline copies.
+
+fn copied(key: u8, iv: u8, context: &WrapContext, start: u8) -> Vec<u8> {
+    CopyKey::new(Zeroizing::new(counting(key))).seal(context, &kek(start), counting(iv))
+}
+
+fn offline_copy() -> Value {
+    let in_cloud = |id: &Name, kind: RootKind, root: &[u8]| WrapContext {
+        root_kind: kind,
+        root_id: RootId::new(root).unwrap(),
+        ..pkcs11(id)
+    };
+    let case = |case: &str, context: &WrapContext| {
+        let key = json!({ "copy_key": hex(counting::<32>(0x70)) });
+        wrap_case(case, context, &copied(0x70, 0x10, context, 0x20), key)
+    };
+    let context = in_cloud(&first(), RootKind::AlibabaKms, b"key-hzz000000000000000001");
+    let good = case("first-generation", &context);
+    let with = |name: &str, error: &str, changes: Value| without_kek(bad(&good, name, error, changes));
+    let next = in_cloud(&second(), RootKind::AlibabaKms, b"key-hzz000000000000000001");
+    let mut bad = bad_wraps(&good, &context);
+    bad.extend([
+        with("key-of-another-epoch", "not-authentic", json!({ "copy_key": hex(counting::<32>(0x71)) })),
+        with("copy-of-the-next-generation", "not-authentic", json!({ "wrap": hex(copied(0x70, 0x11, &next, 0x20)) })),
+        with("another-kek", "other-key", json!({ "wrap": hex(copied(0x70, 0x12, &context, 0x21)) })),
+        // The same key, context and construction, without the label of copies.
+        with(
+            "custody-wrap-by-the-same-key",
+            "not-authentic",
+            json!({ "wrap": hex(sealed_by_cmk(0x70, 0x10, &context, 0x20)) }),
+        ),
+        with("wrap-of-the-recovery-key", "not-authentic", json!({ "wrap": hex(hpke_wrap(0x11, &context, 0x20)) })),
+    ]);
+    let longest = in_cloud(&longest(), RootKind::AwsKms, &counting::<64>(0));
+    file(
+        "Offline copies: the KEK of a generation whose root is in the cloud, under a key of one epoch",
+        vec![good, case("longest-names", &longest)],
+        bad,
+    )
+}
+
+// Lease grants.
+
+fn grant_signer(scalar: u8) -> GrantSigner {
+    let key = p256::SecretKey::from_slice(&[scalar; 32]).unwrap();
+    GrantSigner::from_pem(&key.to_pkcs8_pem(LineEnding::LF).unwrap()).unwrap()
+}
+
+/// Any document, signed as a grant is.
+fn signed(document: &str) -> String {
+    let key = p256::ecdsa::SigningKey::from(p256::SecretKey::from_slice(&[0x11; 32]).unwrap());
+    let signature: p256::ecdsa::Signature = key.sign(&[b"keystead-grant\x01", document.as_bytes()].concat());
+    format!("keystead-grant 1\nsignature {}\n{document}", hex(signature.to_bytes()))
+}
+
+fn lease_grant() -> Value {
+    let case = |case: &str, id: &Name, epoch: u64, seconds: u64| {
+        let grant =
+            Grant { keyring: id.keyring.clone(), key_id: id.key_id.clone(), epoch, seconds, nonce: counting(0x40) };
+        json!({
+            "name": case,
+            "public_key": hex(public_key(0x11).as_sec1()),
+            "grant": String::from_utf8(grant.sign(&grant_signer(0x11)).unwrap()).unwrap(),
+            "keyring": id.keyring,
+            "key_id": id.key_id,
+            "epoch": epoch,
+            "seconds": seconds,
+            "nonce": hex(grant.nonce),
+        })
+    };
+    let good = vec![
+        case("one-day", &first(), 17, 86_400),
+        case("longest-names-longest-time", &longest(), u64::MAX, 366 * 86_400),
+    ];
+    let grant = good[0]["grant"].as_str().unwrap();
+    let (head, document) = grant.split_at(grant.match_indices('\n').nth(1).unwrap().0 + 1);
+    let with = |name: &str, error: &str, grant: &str| json!({ "name": name, "public_key": hex(public_key(0x11).as_sec1()), "grant": grant, "error": error });
+    let edited = |name: &str, from: &str, to: &str| {
+        assert!(document.contains(from), "{from}");
+        with(name, "not-authentic", &format!("{head}{}", document.replacen(from, to, 1)))
+    };
+    let resigned = |name: &str, from: &str, to: &str| {
+        assert!(document.contains(from), "{from}");
+        with(name, "malformed", &signed(&document.replacen(from, to, 1)))
+    };
+    let mut other_key = with("signed-by-another-key", "not-authentic", grant);
+    other_key["public_key"] = hex(public_key(0x12).as_sec1()).into();
+    let bad = vec![
+        with("empty", "malformed", ""),
+        with("head-alone", "not-authentic", head),
+        with("document-cut", "not-authentic", &grant[..grant.len() - 2]),
+        with("byte-added", "not-authentic", &format!("{grant} ")),
+        with("format-0", "malformed", &grant.replacen("grant 1", "grant 0", 1).replacen("grant 0", "grant 01", 1)),
+        with("newer-format", "newer-format 2", &grant.replacen("grant 1", "grant 2", 1)),
+        with("a-record", "malformed", &grant.replacen("keystead-grant", "keystead-store", 1)),
+        with(
+            "signature-in-upper-case",
+            "malformed",
+            &format!(
+                "{}{document}",
+                head.to_uppercase().replacen("KEYSTEAD-GRANT 1\nSIGNATURE", "keystead-grant 1\nsignature", 1)
+            ),
+        ),
+        with(
+            "signature-of-zeros",
+            "malformed",
+            &format!("keystead-grant 1\nsignature {}\n{document}", "0".repeat(128)),
+        ),
+        other_key,
+        edited("longer", "\"seconds\": 86400", "\"seconds\": 86401"),
+        edited("for-the-next-epoch", "\"epoch\": 17", "\"epoch\": 18"),
+        edited("other-nonce", "4041", "4141"),
+        resigned("of-nothing", "\"seconds\": 86400", "\"seconds\": 0"),
+        resigned("of-more-than-a-year", "\"seconds\": 86400", "\"seconds\": 31622401"),
+        resigned("field-missing", "  \"epoch\": 17,\n", ""),
+        resigned("field-unknown", "\"epoch\": 17", "\"epoch\": 17, \"more\": 1"),
+        resigned("key-of-another-keyring", "\"keyring\": \"default\"", "\"keyring\": \"other\""),
+    ];
+    file("Lease grants: an owner's signed word, for one epoch of one key", good, bad)
+}
+
 // HPKE.
 
 /// A random source that gives out the ephemeral key's seed, then panics.
@@ -639,6 +770,7 @@ fn keyring(recovery: bool) -> Keyring {
         },
         last_number: GenerationNumber(0),
         rotation: None,
+        upstream: None,
         generations: Vec::new(),
     }
 }
@@ -659,6 +791,31 @@ fn generation(id: &Name, state: GenerationState, wraps: Vec<WrappedKek>) -> Gene
 fn tagged(document: &str) -> String {
     let tag = FixedKey(counting(0x30)).tag(&[b"keystead-record\x01", document.as_bytes()].concat());
     format!("keystead-store 1\ntag {}\n{document}", hex(tag))
+}
+
+fn in_the_cloud() -> Keyring {
+    let id = first();
+    let root_id = RootId::new(b"key-hzz000000000000000001").unwrap();
+    let wrap = WrappedKek { root_kind: RootKind::AlibabaKms, root_id: root_id.clone(), bytes: b"\x10opaque".to_vec() };
+    let mut keyring = keyring(false);
+    keyring.last_number = GenerationNumber(1);
+    keyring.generations = vec![generation(&id, GenerationState::Active, vec![wrap])];
+    let context = keyring.generations[0].context(&id.keyring, RootKind::AlibabaKms, &root_id);
+    let boot = "0b0c0d0e-1111-4222-8333-444455556666".to_owned();
+    let now = Clocks { boot, boot_time: 3600, wall: 1_800_000_000, device: None };
+    keyring.upstream = Some(UpstreamState {
+        root_kind: RootKind::AlibabaKms,
+        root_id,
+        proven: Some(ConfigurationDigest(counting(0x50))),
+        grant_key: Some(grant_signer(0x11).public()),
+        lease: Lease::full(Duration::from_secs(72 * 3600), now),
+        server_time: 1_800_000_000,
+        denials: Some(Denials { count: 2, spread: 600 }),
+        revoked: None,
+        key_versions: vec!["v1".to_owned()],
+        copies: vec![OfflineCopy { generation: id.generation, sealed: copied(0x70, 0x10, &context, 0x20) }],
+    });
+    keyring
 }
 
 fn record() -> Value {
@@ -697,6 +854,7 @@ fn record() -> Value {
         case("rotation-journalled", &rotating, "1 Active 1"),
         case("three-generations-and-an-unknown-root", &rotated, "1 Destroyed 0, 2 Retired 2, 3 Active 2"),
     ];
+    let good = [good, vec![case("root-in-the-cloud", &in_the_cloud(), "1 Active 1")]].concat();
     let record = good[1]["record"].as_str().unwrap();
     let (head, document) = record.split_at(record.match_indices('\n').nth(1).unwrap().0 + 1);
     let (tag, other_tag) = (&head[21..85], hex([0; 32]));

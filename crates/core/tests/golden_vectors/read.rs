@@ -6,7 +6,9 @@ use aes_gcm::aead::{AeadInOut, KeyInit};
 use hmac::{Hmac, Mac};
 use keystead_core::annotation::{Annotation, AnnotationError};
 use keystead_core::envelope::{EnvelopeError, EnvelopeKey};
+use keystead_core::grant::{Grant, GrantError, GrantKey};
 use keystead_core::hpke_p256::{P256PublicKey, check_encapsulated, open_with_private_key, open_with_shared_secret};
+use keystead_core::offline_copy::CopyKey;
 use keystead_core::record::{self, RecordError, UnverifiedRecord};
 use keystead_core::wrap::{Construction, OaepHash, WrapError, open_under_transport_key};
 use keystead_core::{
@@ -14,6 +16,7 @@ use keystead_core::{
     WrappedKek,
 };
 use sha2::Sha256;
+use zeroize::Zeroizing;
 
 use crate::case::Case;
 
@@ -30,6 +33,12 @@ pub fn readers() -> Vec<Reader> {
         Reader { file: "commitment.json", good: good_commitment, bad: bad_commitment },
         Reader { file: "envelope.json", good: good_envelope, bad: |case| envelope(case).map(drop) },
         Reader { file: "key-id.json", good: good_key_id, bad: |case| key_id(case).map(drop) },
+        Reader { file: "lease-grant.json", good: good_grant, bad: |case| grant(case).map(drop) },
+        Reader {
+            file: "offline-copy.json",
+            good: |case| good_wrap(case, offline_copy),
+            bad: |case| offline_copy(case).map(drop),
+        },
         Reader { file: "record.json", good: good_record, bad: |case| record(case).map(drop) },
         Reader {
             file: "wrap-aes-gcm.json",
@@ -146,6 +155,14 @@ fn aes_gcm(case: &Case) -> Result<Kek, String> {
     committed(case, Kek::take(&mut kek))
 }
 
+/// What a start offline does, with a key that custody derived.
+fn offline_copy(case: &Case) -> Result<Kek, String> {
+    let (key, context) = (CopyKey::new(Zeroizing::new(case.array("copy_key"))), wrap_context(case));
+    case.array::<32>("commitment");
+    let kek = key.open(&context, &case.bytes("wrap")).map_err(wrap_error)?;
+    committed(case, kek)
+}
+
 /// With the private key, and as after a device's ECDH: both must say the same.
 fn hpke(case: &Case) -> Result<Kek, String> {
     let (scalar, context) = (case.array::<32>("private_key"), wrap_context(case));
@@ -201,6 +218,29 @@ fn good_oaep(case: &Case) {
         OaepHash::Sha1 => "sha1",
     };
     assert_eq!(case.text("hash"), expected);
+}
+
+// Lease grants.
+
+fn grant(case: &Case) -> Result<Grant, String> {
+    let key = GrantKey::try_from(case.text("public_key").to_owned()).unwrap();
+    Grant::read(case.text("grant").as_bytes(), &key).map_err(|error| match error {
+        GrantError::Malformed(_) => "malformed".to_owned(),
+        GrantError::NewerFormat(format) => format!("newer-format {format}"),
+        GrantError::NotAuthentic => "not-authentic".to_owned(),
+        other => panic!("{other} is not found by reading"),
+    })
+}
+
+fn good_grant(case: &Case) {
+    let expected = Grant {
+        keyring: case.parsed("keyring"),
+        key_id: case.parsed("key_id"),
+        epoch: case.number("epoch"),
+        seconds: case.number("seconds"),
+        nonce: case.array("nonce"),
+    };
+    assert_eq!(grant(case), Ok(expected), "{}", case.name());
 }
 
 // Annotations.
