@@ -50,6 +50,7 @@ pub fn init(order: &InitOrder, settings: &Settings, source: &Source) -> Result<I
         node: settings.node.clone(),
         recovery: order.recovery.as_deref().map(recovery_key).transpose()?,
         abandon_lost_store: order.abandon_lost_store,
+        cloud: None,
     };
     let store = match Store::open(&settings.store.path) {
         Err(crate::store::StoreError::InUse(_)) if order.if_needed => return served(settings),

@@ -22,6 +22,8 @@ pub struct EpochRef {
 pub enum EpochPurpose {
     /// Authenticates the store's record.
     Record,
+    /// Seals the offline copies of KEKs whose durable root is in the cloud.
+    OfflineCopy,
 }
 
 /// One thing asked of custody.

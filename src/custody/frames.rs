@@ -61,6 +61,7 @@ pub fn encode_request(id: u64, request: &Request) -> Frame {
             write_epoch(&mut out, epoch);
             out.u8(match purpose {
                 EpochPurpose::Record => 1,
+                EpochPurpose::OfflineCopy => 2,
             });
         }
         Request::DestroyEpoch(epoch) => {
@@ -100,6 +101,7 @@ pub fn decode_request(body: &[u8]) -> Result<(u64, Request), FrameError> {
             let epoch = read_epoch(&mut fields)?;
             let purpose = match fields.u8()? {
                 1 => EpochPurpose::Record,
+                2 => EpochPurpose::OfflineCopy,
                 _ => return Err(FrameError::Malformed("an unknown purpose")),
             };
             Request::DeriveEpochKey { epoch, purpose }

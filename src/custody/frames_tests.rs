@@ -32,6 +32,7 @@ fn requests() -> Vec<Request> {
         Request::ListEpochs { keyring: epoch().keyring, node: epoch().node },
         Request::CreateEpoch(epoch()),
         Request::DeriveEpochKey { epoch: epoch(), purpose: EpochPurpose::Record },
+        Request::DeriveEpochKey { epoch: epoch(), purpose: EpochPurpose::OfflineCopy },
         Request::DestroyEpoch(epoch()),
         Request::DestroyCmk { root_id: context().root_id },
         Request::Probe,

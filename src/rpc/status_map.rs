@@ -14,7 +14,9 @@ pub fn serve_error(error: &ServeError) -> Status {
     let code = match error {
         // The token answers, and says that it will never open this one.
         ServeError::Custody(CustodyError::CmkMissing { .. } | CustodyError::WrapRejected) => Code::FailedPrecondition,
-        ServeError::Sealed(_) | ServeError::Custody(_) | ServeError::NoRandomness => Code::Unavailable,
+        ServeError::Sealed(_) | ServeError::Custody(_) | ServeError::NoOfflineCopy | ServeError::NoRandomness => {
+            Code::Unavailable
+        }
         ServeError::MalformedKeyId => Code::InvalidArgument,
         ServeError::UnknownKeyId => Code::NotFound,
         ServeError::Refused(_) => Code::FailedPrecondition,
@@ -39,7 +41,10 @@ pub fn rotation_error(error: &RotationError) -> Status {
     let code = match error {
         RotationError::Refused(_) | RotationError::Transition(_) => Code::FailedPrecondition,
         // The key before it serves on; the journal settles what was begun.
-        RotationError::NotProven(_) | RotationError::Storage(_) | RotationError::NoRandomness => Code::Aborted,
+        RotationError::NotProven(_)
+        | RotationError::Upstream(_)
+        | RotationError::Storage(_)
+        | RotationError::NoRandomness => Code::Aborted,
     };
     Status::new(code, explain(error))
 }

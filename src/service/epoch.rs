@@ -4,6 +4,7 @@
 //! whichever authenticates the record wins and the roll is finished.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hmac::{Hmac, KeyInit, Mac};
 use keystead_core::keyring::Keyring;
@@ -13,9 +14,11 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::explain::explain;
+use super::offline;
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, EpochPurpose, EpochRef};
-use crate::store::{Store, StoreError};
+use crate::store::{Marker, Store, StoreError};
+use crate::upstream::contract::UpstreamError;
 
 /// A key derived from one epoch secret for the store's record.
 pub struct RecordKey(Zeroizing<[u8; 32]>);
@@ -51,6 +54,10 @@ pub enum LoadError {
     TokenOlderThanStore { record: u64, token: u64 },
     #[error("the store's record is not authentic: it was changed outside keystead. Put an unchanged copy back")]
     NotAuthentic,
+    #[error("the system's random source failed")]
+    NoRandomness,
+    #[error("the cloud does not open it now: {0}")]
+    Upstream(UpstreamError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -75,11 +82,18 @@ pub struct Records {
     node: NodeId,
     /// An epoch secret besides the one in force is still on the token: while it is, an older record could come back.
     in_debt: AtomicBool,
+    /// The key of the record in force: a lease is stored also while custody is away.
+    key: Mutex<Option<(u64, Arc<RecordKey>)>>,
 }
 
 impl Records {
     pub fn new(store: Store, custody: CustodyClient, keyring: KeyringId, node: NodeId) -> Self {
-        Self { store, custody, keyring, node, in_debt: AtomicBool::new(false) }
+        Self { store, custody, keyring, node, in_debt: AtomicBool::new(false), key: Mutex::default() }
+    }
+
+    /// The marker beside the record.
+    pub fn marker(&self) -> Marker {
+        self.store.marker()
     }
 
     /// What the record in the store says of itself, if there is one.
@@ -100,8 +114,11 @@ impl Records {
         }
         let epochs = self.list_epochs().await?;
         for &number in epochs.iter().rev() {
-            match record.verify(&self.record_key(number).await?) {
+            // Asked anew: what is believed is what custody has, not what is remembered of it.
+            let key = Arc::new(record_key(&self.custody, self.epoch(number)).await?);
+            match record.verify(&*key) {
                 Ok(authentic) if authentic.epoch == number => {
+                    self.remember(number, key);
                     self.in_debt.store(epochs.len() > 1, Ordering::Relaxed);
                     self.settle_debt(&authentic).await;
                     return Ok(authentic);
@@ -119,7 +136,7 @@ impl Records {
         let expected = (next.revision > 0).then_some(next.revision);
         next.revision += 1;
         let key = self.record_key(next.epoch).await?;
-        self.store.replace(expected, &record::encode(&next, &key))?;
+        self.store.replace(expected, &record::encode(&next, &*key))?;
         Ok(next)
     }
 
@@ -133,6 +150,11 @@ impl Records {
         self.create_epoch(next.epoch).await?;
         fail::fail_point!("epoch.created");
         self.in_debt.store(true, Ordering::Relaxed);
+        if next.upstream.as_ref().is_some_and(|state| !state.copies.is_empty()) {
+            let new = offline::copy_key(&self.custody, &next).await?;
+            let old = offline::copy_key(&self.custody, &Keyring { epoch: next.epoch - 1, ..next.clone() }).await?;
+            offline::reseal(&mut next, &old, &new)?;
+        }
         let next = self.persist(next).await?;
         fail::fail_point!("epoch.record-written");
         self.settle_debt(&next).await;
@@ -178,8 +200,18 @@ impl Records {
         self.custody.destroy_epoch(self.epoch(number)).await
     }
 
-    async fn record_key(&self, number: u64) -> Result<RecordKey, CustodyError> {
-        record_key(&self.custody, self.epoch(number)).await
+    async fn record_key(&self, number: u64) -> Result<Arc<RecordKey>, CustodyError> {
+        let known = self.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, key)) = known.filter(|(epoch, _)| *epoch == number) {
+            return Ok(key);
+        }
+        let key = Arc::new(record_key(&self.custody, self.epoch(number)).await?);
+        self.remember(number, key.clone());
+        Ok(key)
+    }
+
+    fn remember(&self, number: u64, key: Arc<RecordKey>) {
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Some((number, key));
     }
 
     fn epoch(&self, number: u64) -> EpochRef {

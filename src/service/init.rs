@@ -1,17 +1,25 @@
 //! `keystead init`: the first generation of a keyring, its epoch secret, its record.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use keystead_core::grant::GrantKey;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{Keyring, RecoveryRoot, TokenIdentity};
+use keystead_core::upstream_state::UpstreamState;
 use keystead_core::{GenerationNumber, KeyringId, NodeId};
 
+use super::clock::Clock;
+use super::cloud::{self, configuration_digest};
 use super::epoch::{LoadError, Records};
 use super::rotation::{RotationError, make_generation, random, unix_now};
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, TokenDescription};
 use crate::store::{Store, StoreError};
+use crate::upstream::contract::Upstream;
 
 /// What `init` is told.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct InitRequest {
     pub keyring: KeyringId,
     pub node: NodeId,
@@ -20,6 +28,18 @@ pub struct InitRequest {
     /// Go on although the token holds an epoch secret of this keyring and node, left by a store that was lost. Destroys
     /// no key.
     pub abandon_lost_store: bool,
+    /// The durable root is this cloud's key, and custody holds the offline copy; `None` is the local profile.
+    pub cloud: Option<InitCloud>,
+}
+
+/// What `init` is told of the cloud.
+#[derive(Clone)]
+pub struct InitCloud {
+    pub upstream: Arc<dyn Upstream>,
+    pub lease: Duration,
+    /// Signs lease grants later.
+    pub grant_key: Option<GrantKey>,
+    pub clock: Arc<dyn Clock>,
 }
 
 /// What `init` made.
@@ -84,12 +104,36 @@ async fn make(request: &InitRequest, records: &Records, custody: &CustodyClient)
         Some(claims) => resume(claims.keyring, request, records, custody).await?,
         None => begin(request, records, custody, &token).await?,
     };
-    let keyring = make_generation(records, custody, keyring).await?;
-    let mut next = keyring;
+    let upstream = request.cloud.as_ref().map(|cloud| &*cloud.upstream);
+    let mut next = make_generation(records, custody, upstream, keyring).await?;
+    if let Some(cloud) = &request.cloud {
+        prove(cloud, &mut next).await?;
+        records.marker().prepare()?;
+    }
     next.activate(unix_now()).map_err(RotationError::from)?;
     // A new epoch, as at every activation: the records on the way here must not come back.
     let keyring = records.roll(next).await?;
     Ok(Initialized { created: true, keyring, token })
+}
+
+/// Has the cloud open what it has just made: from now on this configuration is one that can revoke.
+async fn prove(cloud: &InitCloud, keyring: &mut Keyring) -> Result<(), InitError> {
+    let Some(prepared) = keyring.prepared().cloned() else { return Ok(()) };
+    let opened = cloud::open(&*cloud.upstream, keyring, &prepared).await.map_err(RotationError::Upstream)?;
+    if let Some(state) = &mut keyring.upstream {
+        state.proven = Some(configuration_digest(cloud.upstream.identity()));
+        state.lease.renew(cloud.lease, cloud.clock.now());
+        state.server_time = opened.server_time.unwrap_or(0);
+        for version in opened.key_version.iter() {
+            state.note_version(version);
+        }
+    }
+    Ok(())
+}
+
+fn upstream_state(request: &InitRequest) -> Option<UpstreamState> {
+    let cloud = request.cloud.as_ref()?;
+    Some(cloud::first_state(cloud.upstream.identity(), cloud.lease, cloud.grant_key.clone(), cloud.clock.now()))
 }
 
 /// The first record: a keyring without a generation, and the intent of making one.
@@ -100,8 +144,13 @@ async fn begin(
     token: &TokenDescription,
 ) -> Result<Keyring, InitError> {
     let epochs = records.list_epochs().await?;
-    // Without any CMK on the token there is nothing that a lost store could have named.
-    if !epochs.is_empty() && !request.abandon_lost_store && !custody.list_cmks().await?.is_empty() {
+    // Without any CMK on the token there is nothing that a lost store could have named; in the cloud profile there is none,
+    // and it is an `init` that was finished which has gone beyond the first epoch.
+    let finished = match &request.cloud {
+        None => !epochs.is_empty() && !custody.list_cmks().await?.is_empty(),
+        Some(_) => epochs.iter().any(|&number| number > 1),
+    };
+    if finished && !request.abandon_lost_store {
         return Err(InitError::LostStore);
     }
     let mut keyring = Keyring {
@@ -114,7 +163,7 @@ async fn begin(
         recovery: recovery_root(request),
         last_number: GenerationNumber(0),
         rotation: None,
-        upstream: None,
+        upstream: upstream_state(request),
         generations: Vec::new(),
     };
     keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;
@@ -151,6 +200,7 @@ async fn resume(
         keyring.roll_back_rotation().map_err(RotationError::from)?;
     }
     keyring.recovery = recovery_root(request);
+    keyring.upstream = upstream_state(request);
     keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;
     Ok(records.persist(keyring).await?)
 }

@@ -23,12 +23,18 @@ struct Inner {
     sealed: String,
     custody: String,
     upstream: String,
+    /// Of the revocation in force.
+    revocation: String,
 }
 
 impl Machine {
     pub fn new(keys: Arc<KeyService>, grace: Option<Duration>) -> Self {
         let inner = Inner { sealed: keys.serving().reason.clone(), ..Inner::default() };
         Self { keys, grace, inner: Mutex::new(inner) }
+    }
+
+    pub fn state(&self) -> State {
+        self.lock().state.clone()
     }
 
     /// Takes one step and publishes what comes of it. `keys` replaces what is served. Blocks on nothing: a refusal is in
@@ -43,6 +49,9 @@ impl Machine {
         let mut inner = self.lock();
         let (next, effect) = step(&inner.state, observation, now, self.grace);
         let was_loaded = inner.state.serves();
+        if next.is_revoked() && !inner.state.is_revoked() {
+            inner.revocation.clone_from(&reason);
+        }
         inner.state = next;
         inner.note(observation, was_loaded, reason);
         self.publish(&inner, keys);
@@ -91,7 +100,7 @@ impl Inner {
             Observation::CustodyLost | Observation::RecordRejected | Observation::NothingOpens if !was_loaded => {
                 self.sealed = reason;
             }
-            Observation::UpstreamFailed(_) | Observation::Remembered(_) if !reason.is_empty() => self.upstream = reason,
+            Observation::UpstreamFailed(_) => self.upstream = reason,
             _ => {}
         }
     }
@@ -115,10 +124,9 @@ impl Inner {
                  grant: `keystead lease extend --grant FILE`",
                 self.upstream
             ),
-            Availability::Revoked { .. } if self.upstream.is_empty() => {
-                format!("the cloud has revoked the key. {AGAIN}")
+            Availability::Revoked { .. } => {
+                format!("the cloud has revoked the key ({}). {AGAIN}; nothing else lifts it", self.revocation)
             }
-            Availability::Revoked { .. } => format!("the cloud has revoked the key ({}). {AGAIN}", self.upstream),
             Availability::Disabled => "the key was disabled by an admin".to_owned(),
         }
     }

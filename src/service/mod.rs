@@ -3,15 +3,24 @@
 //! [`keys::KeyService`] is the hot path and holds what is served; [`lifecycle::Lifecycle`] changes it, always in the order
 //! persist, publish, reply. Knows custody and store, not gRPC: rpc translates.
 
+pub mod clock;
+pub mod cloud;
 pub mod epoch;
 pub mod explain;
 mod identity;
 pub mod init;
 pub mod keys;
+pub mod lease;
 pub mod lifecycle;
 mod machine;
+mod offline;
 pub mod recover;
+pub mod renewal;
 pub mod rescue;
+mod revocation;
 pub mod rotation;
 pub mod spending;
 pub mod watch;
+
+#[cfg(test)]
+mod cloud_tests;

@@ -7,18 +7,21 @@
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use keystead_core::availability::Availability;
+use keystead_core::availability::{Availability, Observation};
 use keystead_core::keyring::{Generation, Keyring, TransitionError};
 use keystead_core::wrap::WrappedKek;
-use keystead_core::{Kek, WrapContext};
+use keystead_core::{FaultClass, Kek, WrapContext};
 use rand_core::{TryRng, UnwrapErr};
 
+use super::cloud;
 use super::epoch::{LoadError, Records};
 use super::explain::explain;
-use super::keys::{Keys, ServeError, unwrap_checked};
+use super::keys::{Keys, ServeError, open_locally};
 use super::lifecycle::Lifecycle;
+use super::offline;
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::CustodyError;
+use crate::upstream::contract::{Upstream, UpstreamError};
 
 /// Where a running rotation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub enum RotationError {
     Transition(#[from] TransitionError),
     #[error("the new key could not be proven: {0}. It is rolled back, or finished, before the next rotation")]
     NotProven(ServeError),
+    #[error("the cloud does not do its part: {0}")]
+    Upstream(UpstreamError),
     #[error(transparent)]
     Storage(#[from] LoadError),
     #[error("the system's random source failed")]
@@ -107,9 +112,16 @@ impl Lifecycle {
         progress: &impl Fn(RotationStep),
     ) -> Result<Settled, RotationError> {
         keyring.begin_rotation(random()?, random()?, unix_now())?;
+        if let (Some(cloud), None) = (&self.cloud, &keyring.upstream) {
+            // A keyring that so far had its root here moves it to the cloud.
+            let (identity, settings) = (cloud.upstream.identity(), &cloud.settings);
+            let state = cloud::first_state(identity, settings.lease, settings.grant_key.clone(), cloud.clock.now());
+            keyring.upstream = Some(state);
+        }
         let keyring = self.records.persist(keyring).await?;
         fail::fail_point!("rotation.intent-written");
-        let keyring = make_generation(&self.records, &self.custody, keyring).await?;
+        let upstream = self.cloud.as_ref().map(|cloud| &*cloud.upstream);
+        let keyring = make_generation(&self.records, &self.custody, upstream, keyring).await?;
         progress(RotationStep::Prepared);
         self.prove_and_activate(&keyring, progress).await
     }
@@ -121,12 +133,47 @@ impl Lifecycle {
         progress: &impl Fn(RotationStep),
     ) -> Result<Settled, RotationError> {
         let prepared = keyring.prepared().ok_or(TransitionError::NoRotation)?;
-        let kek = unwrap_checked(&self.custody, &keyring.keyring, prepared).await.map_err(RotationError::NotProven)?;
+        let mut next = keyring.clone();
+        let kek = if prepared.custody_wrap().is_some() {
+            open_locally(&self.custody, keyring, prepared).await.map_err(RotationError::NotProven)?
+        } else {
+            self.prove_in_cloud(keyring, prepared, &mut next).await?
+        };
         fail::fail_point!("rotation.verified");
         progress(RotationStep::Verified);
-        let mut next = keyring.clone();
         next.activate(unix_now())?;
-        Ok(Settled { keyring: self.records.roll(next).await?, kek: Some(kek) })
+        let keyring = self.records.roll(next).await?;
+        if let Some(cloud) = &self.cloud {
+            cloud.memory().pending_version = None;
+        }
+        Ok(Settled { keyring, kek: Some(kek) })
+    }
+
+    /// Both ways to the key are tried before anything depends on it: the upstream's, and the offline copy's.
+    async fn prove_in_cloud(
+        &self,
+        keyring: &Keyring,
+        prepared: &Generation,
+        next: &mut Keyring,
+    ) -> Result<Kek, RotationError> {
+        let not_here = || RotationError::Refused("the configuration has no [upstream]".into());
+        let cloud = self.cloud.as_ref().ok_or_else(not_here)?;
+        let opened = cloud.open(keyring, prepared).await.map_err(RotationError::Upstream)?;
+        cloud.note_success(&opened, keyring.upstream.as_ref(), cloud.clock.now());
+        self.observe(Observation::Renewed, String::new(), None);
+        if keyring.upstream.as_ref().is_some_and(|state| state.revoked.is_none()) {
+            open_locally(&self.custody, keyring, prepared).await.map_err(RotationError::NotProven)?;
+        }
+        self.put_lease(next);
+        if let (Some(state), Some(wrap)) = (&mut next.upstream, prepared.upstream_wrap()) {
+            state.root_kind = wrap.root_kind;
+            state.root_id = wrap.root_id.clone();
+            state.proven = Some(cloud.digest);
+            for version in cloud.memory().pending_version.iter().chain(&opened.key_version) {
+                state.note_version(version);
+            }
+        }
+        Ok(opened.kek)
     }
 
     /// Settles a rotation that the record says is under way: finishes it once prepared, else rolls it back.
@@ -144,6 +191,10 @@ impl Lifecycle {
                     return Ok(settled);
                 }
                 Err(RotationError::Storage(error)) => return Err(error),
+                // Anything but the cloud's word that this wrap is none of its key's may pass.
+                Err(RotationError::Upstream(error)) if error.class != FaultClass::Corrupt => {
+                    return Err(LoadError::Upstream(error));
+                }
                 Err(RotationError::NotProven(ServeError::Custody(error))) if !is_lost(&error) => {
                     return Err(error.into());
                 }
@@ -225,18 +276,38 @@ fn is_lost(error: &CustodyError) -> bool {
     matches!(error, CustodyError::CmkMissing { .. } | CustodyError::WrapRejected)
 }
 
-/// Makes CMK and KEK of the intended generation, wraps the KEK to every durable root, and persists it as prepared.
+/// Makes CMK and KEK of the intended generation, wraps the KEK to every durable root, and persists it as prepared. With an
+/// upstream the CMK is the cloud's, and what is made here is the offline copy.
 pub(super) async fn make_generation(
     records: &Records,
     custody: &CustodyClient,
+    upstream: Option<&dyn Upstream>,
     mut keyring: Keyring,
 ) -> Result<Keyring, RotationError> {
     let intent = keyring.rotation.clone().ok_or(TransitionError::NoRotation)?;
-    let context = keyring.wrap_context(&intent);
-    let (wrap, kek) = custody.new_kek(context.clone()).await?;
+    let (context, wrap, kek) = match upstream {
+        None => {
+            let context = keyring.wrap_context(&intent);
+            let (wrap, kek) = custody.new_kek(context.clone()).await?;
+            (context, wrap, kek)
+        }
+        Some(upstream) => {
+            let identity = upstream.identity();
+            let context = keyring.wrap_context_under(&intent, identity.kind, identity.root_id.clone());
+            let made = upstream.generate(&context).await.map_err(RotationError::Upstream)?;
+            if let (Some(state), Some(version)) = (&mut keyring.upstream, &made.wrapped.key_version) {
+                state.note_version(version);
+            }
+            (context, made.wrapped.wrap, made.kek)
+        }
+    };
     fail::fail_point!("rotation.cmk-created");
     let wraps = durable_wraps(&keyring, context, wrap, &kek)?;
     keyring.prepare(kek.commitment(), wraps, unix_now())?;
+    if let (Some(_), Some(prepared)) = (upstream, keyring.prepared().cloned()) {
+        let key = offline::copy_key(custody, &keyring).await?;
+        offline::put(&mut keyring, &prepared, &kek, &key)?;
+    }
     let keyring = records.persist(keyring).await?;
     fail::fail_point!("rotation.prepared");
     Ok(keyring)

@@ -4,6 +4,8 @@
 //! a new file, synced, renamed over the old one, and the folder synced: after a power cut there is the old record or the
 //! new one. One process at a time, by a lock.
 
+mod marker;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -11,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use keystead_core::record::{MAX_LEN, RecordError, UnverifiedRecord};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+
+pub use marker::Marker;
 
 const RECORD: &str = "keyring.store";
 const NEW_RECORD: &str = "keyring.store.new";
@@ -110,6 +114,11 @@ impl Store {
         let Some(aside) = free else { return Ok(None) };
         std::fs::rename(&path, &aside).map_err(|source| StoreError::io("move aside", &path, source))?;
         Ok(Some(aside))
+    }
+
+    /// The marker of a revocation that lies beside the record.
+    pub fn marker(&self) -> Marker {
+        Marker::new(&self.folder)
     }
 
     /// Whether there is a record, readable or not.

@@ -92,6 +92,7 @@ pub(super) fn derive(
     let mut input = DERIVE_LABEL.to_vec();
     let purpose: &[u8] = match purpose {
         EpochPurpose::Record => b"record",
+        EpochPurpose::OfflineCopy => b"offline-copy",
     };
     for field in [purpose, epoch.keyring.as_str().as_bytes(), epoch.node.as_str().as_bytes()] {
         // Identifiers have at most 64 bytes.

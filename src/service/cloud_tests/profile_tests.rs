@@ -1,0 +1,184 @@
+//! The cloud profile when all is well: one root, one call a renewal, few writes, and the way there and on.
+
+use std::sync::atomic::Ordering;
+
+use keystead_core::annotation::Annotation;
+use keystead_core::availability::{Availability, Cause};
+use keystead_core::keyring::GenerationState;
+use keystead_core::{FaultClass, RootKind};
+
+use super::world_tests::{HOUR, LEASE, Mood, RENEW, World};
+use crate::service::cloud::OnKeyVersion;
+use crate::service::rotation::RotationError;
+
+const DAY: u64 = 24 * HOUR;
+
+#[tokio::test]
+async fn key_in_the_cloud_is_the_only_durable_root_and_its_copy_stays_in_the_record() {
+    let world = World::online().await;
+    let encrypted = world.encrypt(b"seed").unwrap();
+    assert!(world.decrypts(&encrypted, b"seed").await);
+    let annotation = Annotation::decode(&encrypted.annotation).unwrap();
+    let kinds: Vec<_> = annotation.wraps.iter().map(|wrap| wrap.root_kind).collect();
+    assert_eq!(kinds, [RootKind::AlibabaKms]);
+    let record = world.record();
+    let copy = &record.upstream.as_ref().unwrap().copies[0].sealed;
+    assert!(annotation.wraps.iter().all(|wrap| wrap.bytes != *copy));
+    assert!(world.report().proven && world.report().copies_complete);
+    assert_eq!(world.report().lease_left, LEASE);
+}
+
+#[tokio::test]
+async fn a_day_online_costs_a_call_a_renewal_and_few_writes_whatever_is_encrypted() {
+    let world = World::online().await;
+    let (calls, revision) = (world.cloud.calls(), world.record().revision);
+    for _ in 0..DAY / 60 {
+        world.clock.run(60);
+        world.tend().await;
+        let encrypted = world.encrypt(b"seed").unwrap();
+        assert!(world.decrypts(&encrypted, b"seed").await);
+        world.key_id().unwrap();
+    }
+    let (calls, writes) = (world.cloud.calls() - calls, world.record().revision - revision);
+    let expected = DAY / RENEW;
+    assert!((expected * 7 / 10..=expected * 13 / 10).contains(&calls), "{calls} renewals");
+    assert!(world.cloud.describes.load(Ordering::Relaxed) <= 30);
+    // The file and its folder are synced each time.
+    assert!(writes * 2 <= 300, "{writes} writes");
+    println!("a day online: {calls} unwraps, {writes} writes");
+}
+
+#[tokio::test]
+async fn a_day_offline_costs_few_writes_and_forgets_no_more_than_the_floor() {
+    let world = World::online().await;
+    world.cloud_says(Mood::Fails(FaultClass::Unreachable)).await;
+    let revision = world.record().revision;
+    for _ in 0..DAY / 30 {
+        world.clock.run(30);
+        world.tend().await;
+        let stored = world.record().upstream.unwrap().lease.left().as_secs();
+        assert!(stored - world.left() <= 15 * 60, "a power cut would forget more than the floor");
+    }
+    let writes = world.record().revision - revision;
+    assert!(writes * 2 <= 300, "{writes} writes");
+    println!("a day offline: {writes} writes");
+}
+
+#[tokio::test]
+async fn new_version_of_the_cloud_key_makes_one_generation_and_old_data_stays_readable() {
+    let world = World::online().await;
+    let before = world.encrypt(b"old").unwrap();
+    world.cloud.rotates();
+    world.pass(2 * HOUR, 300).await;
+    let after = world.encrypt(b"new").unwrap();
+    assert_ne!(before.key_id, after.key_id);
+    assert!(world.decrypts(&before, b"old").await && world.decrypts(&after, b"new").await);
+    assert_eq!(world.keyring().generations.len(), 2);
+    world.pass(DAY, 600).await;
+    assert_eq!(world.keyring().generations.len(), 2, "one version, one generation");
+    assert_eq!(world.report().pending_version, None);
+}
+
+#[tokio::test]
+async fn announced_version_changes_nothing_until_a_person_rotates() {
+    let mut world = World::online().await;
+    world.policy = OnKeyVersion::Announce;
+    world.restart().await;
+    let before = world.key_id().unwrap();
+    world.cloud.rotates();
+    world.pass(4 * HOUR, 600).await;
+    assert_eq!(world.key_id().unwrap(), before);
+    assert_eq!(world.report().pending_version.as_deref(), Some("v2"));
+    world.daemon().rotate(|_| ()).await.unwrap();
+    world.pass(4 * HOUR, 600).await;
+    assert_eq!(world.report().pending_version, None);
+    assert_eq!(world.keyring().generations.len(), 2);
+}
+
+#[tokio::test]
+async fn rotation_offline_is_refused_with_the_reason() {
+    let world = World::online().await;
+    world.cloud_says(Mood::Fails(FaultClass::Unreachable)).await;
+    let before = world.record();
+    let refused = world.daemon().rotate(|_| ()).await.unwrap_err();
+    assert!(matches!(&refused, RotationError::Refused(reason) if reason.contains("cloud")), "{refused}");
+    assert_eq!(world.record().generations, before.generations);
+}
+
+#[tokio::test]
+async fn rotation_that_the_cloud_breaks_off_leaves_the_key_before_it_in_service() {
+    let world = World::online().await;
+    let before = world.key_id().unwrap();
+    // Still online, as nothing has been asked since.
+    world.cloud.says(Mood::Fails(FaultClass::Unreachable));
+    let failed = world.daemon().rotate(|_| ()).await.unwrap_err();
+    assert!(matches!(failed, RotationError::Upstream(_)), "{failed}");
+    assert_eq!(world.key_id().unwrap(), before);
+    world.cloud_says(Mood::Works).await;
+    world.pass(60, 10).await;
+    assert!(world.keyring().rotation.is_none());
+    assert_eq!(world.availability(), Availability::Online);
+    world.daemon().rotate(|_| ()).await.unwrap();
+    assert_ne!(world.key_id().unwrap(), before);
+}
+
+#[tokio::test]
+async fn retired_generations_open_from_their_copies_without_a_call() {
+    let mut world = World::online().await;
+    let mut all = Vec::new();
+    for round in 0..5_u8 {
+        all.push(world.encrypt(&[round]).unwrap());
+        world.daemon().rotate(|_| ()).await.unwrap();
+    }
+    world.kill();
+    world.cloud.says(Mood::Fails(FaultClass::Unreachable));
+    world.start().await;
+    let calls = world.cloud.calls();
+    for (round, encrypted) in (0..5_u8).zip(&all) {
+        assert!(world.decrypts(encrypted, &[round]).await, "generation {round}");
+    }
+    assert_eq!(world.cloud.calls(), calls);
+}
+
+#[tokio::test]
+async fn key_that_was_local_moves_to_the_cloud_by_rotation() {
+    let mut world = World::bare();
+    world.init_as(None).await.unwrap();
+    world.start().await;
+    assert_eq!(world.availability(), Availability::Online, "{}", world.reason());
+    let old = world.encrypt(b"old").unwrap();
+    world.daemon().rotate(|_| ()).await.unwrap();
+    let keyring = world.keyring();
+    assert!(keyring.active().unwrap().upstream_wrap().is_some());
+    assert_eq!(keyring.generations[0].state, GenerationState::Retired);
+    world.cloud.says(Mood::Fails(FaultClass::Unreachable));
+    world.reboot(60, false).await;
+    let expected = Cause::Upstream(FaultClass::Unreachable);
+    assert!(
+        matches!(world.availability(), Availability::Degraded { cause, .. } if cause == expected),
+        "{}",
+        world.reason()
+    );
+    assert!(world.decrypts(&old, b"old").await, "the old generation's root is still in custody");
+}
+
+#[tokio::test]
+async fn clock_at_1970_with_the_cloud_reachable_is_online() {
+    let mut world = World::online().await;
+    world.cloud.says(Mood::Fails(FaultClass::Unreachable));
+    world.reboot(HOUR, true).await;
+    assert!(world.serves(), "{}", world.reason());
+    world.cloud_says(Mood::Works).await;
+    assert_eq!(world.availability(), Availability::Online);
+    assert_eq!(world.report().lease_left, LEASE);
+}
+
+#[tokio::test]
+async fn refused_init_can_be_run_again_once_the_cloud_works() {
+    let world = World::bare();
+    world.cloud.says(Mood::Fails(FaultClass::Denied));
+    assert!(world.try_init().await.is_err(), "a keyring was made without its root");
+    world.cloud.says(Mood::Works);
+    let keyring = world.init().await;
+    assert!(keyring.upstream.unwrap().proven.is_some());
+}
