@@ -16,21 +16,22 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 /// The answer's JSON. What does not parse was not said by the service, whatever the status: HTML with 200, foreign JSON.
 ///
 /// # Errors
-/// `Unreachable` with [`codes::FOREIGN`].
+/// `Unreachable` with [`codes::FOREIGN`], or with `http-503` and the like.
 pub fn json<T: DeserializeOwned>(reply: &Reply, service: &str) -> Result<T, UpstreamError> {
     serde_json::from_slice(&reply.body).map_err(|_| foreign(reply, service))
 }
 
-/// An answer that is not the service's own.
+/// An answer that is not the service's own: a portal's, or a gateway's in front of a service that is overloaded.
 pub fn foreign(reply: &Reply, service: &str) -> UpstreamError {
-    let detail = format!(
-        "what answered {} for {service} is not {service}; is a captive portal or proxy in the way?",
-        reply.status.as_u16()
-    );
-    UpstreamError {
-        retry_after: reply.retry_after,
-        ..UpstreamError::new(FaultClass::Unreachable, codes::FOREIGN, detail)
-    }
+    let status = reply.status.as_u16();
+    let (code, detail) = if unsorted(reply.status) == FaultClass::Unreachable {
+        (format!("http-{status}"), format!("what stands before {service} answered {status}"))
+    } else {
+        let detail =
+            format!("what answered {status} for {service} is not {service}; is a captive portal or proxy in the way?");
+        (codes::FOREIGN.to_owned(), detail)
+    };
+    UpstreamError { retry_after: reply.retry_after, ..UpstreamError::new(FaultClass::Unreachable, code, detail) }
 }
 
 /// The class of a service's code that no table lists.

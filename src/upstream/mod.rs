@@ -9,6 +9,8 @@
 pub mod alibaba;
 #[cfg(feature = "cloud")]
 pub mod answer;
+#[cfg(feature = "cloud")]
+pub mod aws;
 pub mod calls;
 #[cfg(feature = "cloud")]
 mod connect;
@@ -18,7 +20,15 @@ pub mod dates;
 #[cfg(feature = "cloud")]
 pub mod endpoint;
 #[cfg(feature = "cloud")]
+pub mod form;
+#[cfg(feature = "cloud")]
+pub mod ibm;
+#[cfg(feature = "cloud")]
+pub mod renewed;
+#[cfg(feature = "cloud")]
 pub mod retry;
+#[cfg(feature = "cloud")]
+pub mod secret_text;
 #[cfg(feature = "cloud")]
 pub mod settings;
 #[cfg(feature = "cloud")]
@@ -39,5 +49,21 @@ pub use contract::{Upstream, UpstreamError};
 #[cfg(feature = "cloud")]
 pub use settings::UpstreamSettings;
 
+#[cfg(feature = "cloud")]
+use settings::ProviderSettings;
+#[cfg(feature = "cloud")]
+use transport::Transport;
+
 /// What time it is for certificates and signatures.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// The upstream that `settings` describe. Makes no call and opens no file.
+#[cfg(feature = "cloud")]
+pub fn open(settings: UpstreamSettings, clock: Clock) -> Arc<dyn Upstream> {
+    let transport = Transport::new(settings.transport, clock);
+    match settings.provider {
+        ProviderSettings::Alibaba(settings) => Arc::new(alibaba::Alibaba::new(settings, transport)),
+        ProviderSettings::Ibm(settings) => Arc::new(ibm::Ibm::new(settings, transport)),
+        ProviderSettings::Aws(settings) => Arc::new(aws::Aws::new(settings, transport)),
+    }
+}

@@ -5,7 +5,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::alibaba::AlibabaSettings;
+use super::aws::AwsSettings;
 use super::endpoint::{Endpoint, InvalidEndpoint};
+use super::ibm::IbmSettings;
 
 /// Which cloud, which key, and how to get there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +19,8 @@ pub struct UpstreamSettings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProviderSettings {
     Alibaba(AlibabaSettings),
+    Ibm(IbmSettings),
+    Aws(AwsSettings),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
