@@ -12,6 +12,7 @@ mod init;
 mod internal;
 mod key;
 mod kms;
+mod lease;
 mod paint;
 mod recover;
 mod recovery;
@@ -22,6 +23,8 @@ mod status;
 mod table;
 mod time;
 mod token;
+#[cfg(feature = "cloud")]
+mod upstream;
 mod wiring;
 
 use std::path::{Path, PathBuf};
@@ -76,6 +79,13 @@ enum Command {
     /// The tokens of the PKCS#11 module
     #[command(subcommand)]
     Token(token::Command),
+    /// The cloud key of the cloud profile
+    #[cfg(feature = "cloud")]
+    #[command(subcommand)]
+    Upstream(upstream::Command),
+    /// The lease on the cloud key's offline copy
+    #[command(subcommand)]
+    Lease(lease::Command),
     /// The running daemon's custodian: the process that holds the PKCS#11 module and the PIN
     #[command(name = "custodian")]
     Custodian(custodian::Arguments),
@@ -124,6 +134,9 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
+        #[cfg(feature = "cloud")]
+        Command::Upstream(command) => upstream::run(&command, config, cli.global.output),
+        Command::Lease(command) => lease::run(&command, config),
         Command::Config(command) => config_check::run(&command, config),
         Command::Kms(arguments) => kms::run(&arguments, config, cli.global.output),
         Command::Custodian(custodian::Arguments { command: Some(command) }) => custodian::run(&command, config),
@@ -178,6 +191,11 @@ mod tests {
             "keystead recovery drill --private private.pem --in a.json --in b.json",
             "keystead token list",
             "keystead config check",
+            "keystead lease extend --grant grant.txt",
+            "keystead lease grant --key private.pem --status status.json --for 72h --out grant.txt",
+            "keystead lease grant --key p.pem --key-id ks1.a.1.abababababababababababababababab --epoch 4 --for 7d --out g",
+            #[cfg(feature = "cloud")]
+            "keystead upstream check",
             "keystead kms status",
             "keystead kms --socket /run/kms.sock encrypt --in a --out b",
             "keystead kms decrypt",

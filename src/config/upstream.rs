@@ -116,7 +116,7 @@ pub enum CredentialSource {
     File,
     /// The metadata service of the machine that the daemon runs on.
     Metadata,
-    /// A token file that the platform keeps fresh, exchanged for credentials of a role.
+    /// A token file that the platform keeps fresh, exchanged for credentials of a role; the platform's variables name both.
     Oidc,
 }
 
@@ -191,7 +191,8 @@ impl Builder<'_> {
         let region_needed = match kind {
             // It is part of every signature.
             UpstreamKind::Aws => arn_region(&key).is_none(),
-            UpstreamKind::Alibaba | UpstreamKind::Ibm => endpoint.is_none(),
+            UpstreamKind::Alibaba => true,
+            UpstreamKind::Ibm => endpoint.is_none(),
         };
         if region_needed && region.is_none() {
             return Err(missing("upstream.region", "set the key's region, as the cloud's console names it"));
@@ -288,6 +289,11 @@ impl Builder<'_> {
             return wrong("is an alias, which can be moved to another key", "give the key's ID");
         }
         let id = match kind {
+            // Of another account's key.
+            UpstreamKind::Alibaba if key.starts_with("acs:kms:") => match key.split_once(":key/") {
+                Some((arn, id)) if arn.split(':').count() == 4 => id,
+                _ => return wrong("is not the ARN of a key", "as acs:kms:<region>:<account>:key/<id>"),
+            },
             UpstreamKind::Aws if key.starts_with("arn:") => match (key.split(':').nth(2), key.split_once(":key/")) {
                 (Some("kms"), Some((_, id))) if arn_region(&key).is_some() => id,
                 _ => return wrong("is not the ARN of a key", "as arn:aws:kms:<region>:<account>:key/<id>"),
@@ -333,16 +339,16 @@ impl Builder<'_> {
             ));
         }
         match (chosen, file) {
-            (CredentialSource::Metadata, Some(file)) => {
-                let help = "leave credentials_file out, or set credentials to \"file\"";
-                let problem = "is not read with credentials = \"metadata\"";
-                Err(self.place.fault(file.span(), "upstream.credentials_file", problem, Some(help)))
-            }
-            (CredentialSource::Metadata, None) => Ok((chosen, None)),
-            (_, file) => {
+            (CredentialSource::File, file) => {
                 let path = self.path("upstream.credentials_file", file, "/etc/keystead/upstream/credentials.toml")?;
                 Ok((chosen, Some(path)))
             }
+            (_, Some(file)) => {
+                let help = "leave credentials_file out, or set credentials to \"file\"";
+                let problem = format_args!("is not read with credentials = {:?}", chosen.as_str());
+                Err(self.place.fault(file.span(), "upstream.credentials_file", problem, Some(help)))
+            }
+            (_, None) => Ok((chosen, None)),
         }
     }
 

@@ -38,8 +38,8 @@ const METADATA: u16 = 80;
 const DNS: u16 = 53;
 
 impl Egress {
-    /// `secret` is what must stay closed: the PIN's file.
-    pub fn of(table: &UpstreamTable, secret: Option<&Path>) -> Self {
+    /// `token_file` is what the platform puts a token into, if it does; `secret` what must stay closed: the PIN's file.
+    pub fn of(table: &UpstreamTable, token_file: Option<&Path>, secret: Option<&Path>) -> Self {
         let mut ports = vec![DNS];
         match &table.proxy {
             Some(proxy) => ports.push(port(proxy, METADATA)),
@@ -56,9 +56,9 @@ impl Egress {
         }
         ports.sort_unstable();
         ports.dedup();
-        let own = [&table.ca_file, &table.credentials_file].into_iter().flatten();
-        let mut readable: Vec<_> = own.map(|file| folder_or_file(file, secret)).collect();
-        readable.extend(RESOLVER.iter().map(|file| folder_or_file(Path::new(file), secret)));
+        let own = [table.ca_file.as_deref(), table.credentials_file.as_deref(), token_file].into_iter().flatten();
+        let files = own.chain(RESOLVER.iter().map(Path::new));
+        let mut readable: Vec<_> = files.flat_map(|file| places(file, secret)).collect();
         if table.ca_file.is_none() {
             let roots = SYSTEM_ROOTS.iter().map(PathBuf::from);
             readable.extend(roots.filter(|root| !secret.is_some_and(|secret| holds(root, secret))));
@@ -77,26 +77,30 @@ fn port(address: &str, default: u16) -> u16 {
     port.unwrap_or(default)
 }
 
-/// The folder of the file that `path` leads to. The file alone, where that folder is shared: with the PIN, or with the
-/// whole system.
-fn folder_or_file(path: &Path, secret: Option<&Path>) -> PathBuf {
-    const SHARED: [&str; 6] = ["/", "/etc", "/run", "/tmp", "/usr/lib", "/etc/keystead"];
-    // /etc/resolv.conf is a link into a folder of whoever manages it, which puts new files in its place.
-    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    match real.parent() {
-        Some(folder)
-            if !SHARED.iter().any(|shared| folder == Path::new(shared))
-                && !secret.is_some_and(|secret| holds(folder, secret)) =>
-        {
-            folder.to_owned()
-        }
-        _ => real,
+/// The folder that `path` names a file of, and the one that the file really is in: a link may lead there, and be turned to
+/// another. The file alone, where its folder is shared: with the PIN, or with the whole system.
+fn places(path: &Path, secret: Option<&Path>) -> Vec<PathBuf> {
+    let file = real(path);
+    let mut places: Vec<_> = path.parent().map(real).filter(|folder| is_ours(folder, secret)).into_iter().collect();
+    if !places.iter().any(|folder| file.starts_with(folder)) {
+        let folder = file.parent().filter(|folder| is_ours(folder, secret)).map(Path::to_owned);
+        places.push(folder.unwrap_or(file));
     }
+    places
+}
+
+/// Whether a folder may be opened whole.
+fn is_ours(folder: &Path, secret: Option<&Path>) -> bool {
+    const SHARED: [&str; 8] = ["/", "/etc", "/run", "/var/run", "/tmp", "/usr/lib", "/root", "/home"];
+    !SHARED.iter().any(|shared| folder == Path::new(shared)) && !secret.is_some_and(|secret| holds(folder, secret))
+}
+
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// Whether `secret` lies in `folder`, by whatever name.
 fn holds(folder: &Path, secret: &Path) -> bool {
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     // Of a secret that is not there yet its folder counts.
     let secret = secret.canonicalize().unwrap_or_else(|_| match (secret.parent(), secret.file_name()) {
         (Some(parent), Some(name)) => real(parent).join(name),
@@ -127,7 +131,7 @@ mod tests {
             ("proxy = 'http://10.0.0.1:3128'\nno_proxy = ['a']", &[53, 443, 3128]),
             ("credentials = 'metadata'", &[53, 80, 443]),
         ] {
-            assert_eq!(Egress::of(&table(text, Path::new("/etc/keystead")), None).ports, ports, "{text}");
+            assert_eq!(Egress::of(&table(text, Path::new("/etc/keystead")), None, None).ports, ports, "{text}");
         }
     }
 
@@ -140,20 +144,36 @@ mod tests {
         fs::write(at("ca.pem"), "").unwrap();
         fs::write(at("pin"), "").unwrap();
         let table = table("ca_file = 'ca.pem'\ncredentials_file = 'cloud/credentials'", folder.path());
-        let readable = Egress::of(&table, Some(&at("pin"))).readable;
+        let readable = Egress::of(&table, None, Some(&at("pin"))).readable;
         assert!(readable.contains(&at("cloud")), "a file put there later is seen as well: {readable:?}");
         assert!(readable.contains(&at("ca.pem")) && !readable.contains(&at("")), "{readable:?}");
         // The PIN under another name of its folder.
         std::os::unix::fs::symlink(at("cloud"), at("link")).unwrap();
-        let readable = Egress::of(&table, Some(&at("link/pin"))).readable;
+        let readable = Egress::of(&table, None, Some(&at("link/pin"))).readable;
         assert!(readable.contains(&at("cloud/credentials")) && !readable.contains(&at("cloud")), "{readable:?}");
+    }
+
+    /// As Kubernetes projects tokens: a link through a link, the middle one turned to a new folder at each refresh.
+    #[test]
+    fn token_that_a_platform_turns_a_link_to_is_seen_after_the_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().canonicalize().unwrap().join(name);
+        fs::create_dir_all(at("tokens/..1")).unwrap();
+        fs::write(at("tokens/..1/token"), "").unwrap();
+        std::os::unix::fs::symlink("..1", at("tokens/..data")).unwrap();
+        std::os::unix::fs::symlink("..data/token", at("tokens/token")).unwrap();
+        let table = table("credentials = 'oidc'", folder.path());
+        let readable = Egress::of(&table, Some(&at("tokens/token")), Some(&at("pin"))).readable;
+        assert!(readable.contains(&at("tokens")), "{readable:?}");
+        let readable = Egress::of(&table, Some(&at("tokens/token")), Some(&at("tokens/pin"))).readable;
+        assert!(!readable.contains(&at("tokens")), "{readable:?}");
     }
 
     #[test]
     fn system_roots_are_opened_only_where_no_roots_are_pinned() {
-        let with = Egress::of(&table("", Path::new("/etc/keystead")), None).readable;
+        let with = Egress::of(&table("", Path::new("/etc/keystead")), None, None).readable;
         let without =
-            Egress::of(&table("ca_file = '/nonexistent/a/ca.pem'", Path::new("/etc/keystead")), None).readable;
+            Egress::of(&table("ca_file = '/nonexistent/a/ca.pem'", Path::new("/etc/keystead")), None, None).readable;
         assert!(with.contains(&"/etc/ssl/certs".into()) && !without.contains(&"/etc/ssl/certs".into()));
     }
 }

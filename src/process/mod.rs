@@ -5,6 +5,8 @@
 
 pub mod activation;
 pub mod backoff;
+#[cfg(feature = "cloud")]
+pub mod cloud;
 pub mod config_copy;
 pub mod control;
 pub mod custodian;

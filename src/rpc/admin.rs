@@ -13,20 +13,22 @@ use keystead_core::keyring::{GenerationState, Keyring};
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse,
-    RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress,
-    RotateRequest, Sandbox,
+    Custody, ExtendLeaseRequest, ExtendLeaseResponse, Generation, GetStatusRequest, GetStatusResponse,
+    ListGenerationsRequest, ListGenerationsResponse, RescueRequest, RescueResponse, RestartCustodianRequest,
+    RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::outlook;
-use super::status_map::{rescue_error, rotation_error};
+use super::status_map::{extend_error, rescue_error, rotation_error};
+use super::upstream;
 use crate::memory;
 use crate::service::keys::Keys;
 use crate::service::lifecycle::{CustodyState, Lifecycle};
 use crate::service::rotation::RotationStep;
+use crate::service::spending::Spending;
 
 /// What the process knows and the rooms below do not.
 #[derive(Debug, Clone)]
@@ -36,6 +38,8 @@ pub struct DaemonFacts {
     pub custodian_restarts: Arc<AtomicU32>,
     /// Where metrics are served, if they are.
     pub metrics_address: String,
+    /// What the cloud was called for; `None` in the local profile.
+    pub spending: Option<Arc<Spending>>,
 }
 
 /// Serves the admin socket.
@@ -49,30 +53,8 @@ impl AdminService {
         Self { lifecycle, facts }
     }
 
-    fn custody(&self, state: CustodyState) -> Custody {
-        let mut custody = Custody {
-            state: state.name().to_owned(),
-            detail: state.fault.as_ref().map(ToString::to_string).unwrap_or_default(),
-            restarts: self.facts.custodian_restarts.load(Ordering::Relaxed),
-            ..Custody::default()
-        };
-        if let Some(description) = state.description {
-            custody.token_label = description.token.label;
-            custody.token_serial = description.token.serial;
-            custody.manufacturer = description.token.manufacturer;
-            custody.model = description.token.model;
-            custody.module = description.module;
-            custody.mechanism = description.mechanism;
-            custody.authentication = description.authentication;
-            custody.device_operations = description.device_operations;
-        }
-        custody
-    }
-}
-
-#[tonic::async_trait]
-impl Admin for AdminService {
-    async fn get_status(&self, _request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+    /// The daemon as it is now. Blocks on nothing.
+    pub fn status(&self) -> GetStatusResponse {
         let serving = self.lifecycle.keys().serving();
         let settings = self.lifecycle.settings();
         let mut status = GetStatusResponse {
@@ -119,8 +101,45 @@ impl Admin for AdminService {
                 );
             }
         }
+        status.upstream = self.facts.spending.as_ref().and_then(|spending| {
+            let view = self.lifecycle.cloud_view(spending)?;
+            if view.spent.over_budget() {
+                status.warnings.push(format!(
+                    "the cloud was called {} times in 24 hours, more than upstream.daily_call_budget ({})",
+                    view.spent.calls, view.spent.budget
+                ));
+            }
+            Some(upstream::describe(view))
+        });
         outlook::explain(&mut status);
-        Ok(Response::new(status))
+        status
+    }
+
+    fn custody(&self, state: CustodyState) -> Custody {
+        let mut custody = Custody {
+            state: state.name().to_owned(),
+            detail: state.fault.as_ref().map(ToString::to_string).unwrap_or_default(),
+            restarts: self.facts.custodian_restarts.load(Ordering::Relaxed),
+            ..Custody::default()
+        };
+        if let Some(description) = state.description {
+            custody.token_label = description.token.label;
+            custody.token_serial = description.token.serial;
+            custody.manufacturer = description.token.manufacturer;
+            custody.model = description.token.model;
+            custody.module = description.module;
+            custody.mechanism = description.mechanism;
+            custody.authentication = description.authentication;
+            custody.device_operations = description.device_operations;
+        }
+        custody
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn get_status(&self, _request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        Ok(Response::new(self.status()))
     }
 
     async fn list_generations(
@@ -185,6 +204,20 @@ impl Admin for AdminService {
             .map_err(|_| Status::internal("the restart was broken off"))?;
         Ok(Response::new(RestartCustodianResponse { custody: Some(self.custody(state)) }))
     }
+
+    async fn extend_lease(
+        &self,
+        request: Request<ExtendLeaseRequest>,
+    ) -> Result<Response<ExtendLeaseResponse>, Status> {
+        let lifecycle = self.lifecycle.clone();
+        let grant = request.into_inner().grant;
+        // A task of its own: a client that hangs up does not leave a grant half applied.
+        let left = tokio::spawn(async move { lifecycle.extend_lease(&grant).await })
+            .await
+            .map_err(|_| Status::internal("the grant was broken off"))?
+            .map_err(|error| extend_error(&error))?;
+        Ok(Response::new(ExtendLeaseResponse { lease_remaining_seconds: left.as_secs() }))
+    }
 }
 
 fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Generation {
@@ -228,11 +261,11 @@ fn warnings(keyring: &Keyring, status: &GetStatusResponse) -> Vec<String> {
         && active.wraps.len() == 1
         && active.wraps.iter().all(|wrap| wrap.root_kind != RootKind::Recovery)
     {
-        warnings.push(
-            "the keyring hangs on one durable root: if this token is lost, every Secret is lost. \
-             Only a new keyring can have a second one: `keystead init --recovery PUBKEY`"
-                .into(),
-        );
+        let root = if active.upstream_wrap().is_some() { "cloud key" } else { "token" };
+        warnings.push(format!(
+            "the keyring hangs on one durable root: if this {root} is lost, every Secret is lost. Only a new keyring can have \
+             a second one: `keystead init --recovery PUBKEY`"
+        ));
     }
     if status.custody.as_ref().is_some_and(|custody| custody.manufacturer.starts_with("SoftHSM")) {
         warnings.push(

@@ -12,3 +12,4 @@ mod peer_groups;
 pub mod serve;
 pub mod socket;
 pub mod status_map;
+mod upstream;

@@ -57,6 +57,9 @@ fn reboot(status: &GetStatusResponse) -> Survival {
     let Some(upstream) = status.upstream.as_ref().filter(|upstream| !upstream.up) else {
         return yes("");
     };
+    if !upstream.copies_complete {
+        return no("not every generation has an offline copy, and the cloud cannot be asked");
+    }
     let left = Duration::from_secs(upstream.lease_remaining_seconds);
     if left > BOOT_FLOOR {
         return yes(format!("the offline copy opens for {} more", span(left)));
@@ -142,7 +145,12 @@ mod tests {
     }
 
     fn outage(left: u64) -> Option<Upstream> {
-        Some(Upstream { lease_remaining_seconds: left, lease_total_seconds: 72 * 3600, ..Upstream::default() })
+        Some(Upstream {
+            lease_remaining_seconds: left,
+            lease_total_seconds: 72 * 3600,
+            copies_complete: true,
+            ..Upstream::default()
+        })
     }
 
     fn survives(status: &GetStatusResponse) -> (bool, bool) {
@@ -163,6 +171,7 @@ mod tests {
             ("degraded", "ready", outage(901), (true, true)),
             ("degraded", "ready", outage(900), (true, false)),
             ("degraded", "token-missing", outage(3600), (true, false)),
+            ("degraded", "ready", Some(Upstream { copies_complete: false, ..outage(3600).unwrap() }), (true, false)),
             ("expired", "ready", outage(0), (false, false)),
             ("revoked", "ready", outage(3600), (false, false)),
         ] {

@@ -47,7 +47,7 @@ pub struct Upstream {
     pub lease_total: u64,
     /// Class of the last call that failed; `None` while up.
     pub fault_class: Option<String>,
-    pub calls: Vec<Operations>,
+    pub calls: Vec<Calls>,
     pub calls_today: u64,
     pub call_budget: u64,
     pub cost_today: f64,
@@ -58,6 +58,14 @@ pub struct Upstream {
     pub new_version: bool,
     /// A reboot now would be survived.
     pub reboot_survives: bool,
+}
+
+/// How often one operation of the cloud's API succeeded and failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Calls {
+    pub operation: String,
+    pub succeeded: u64,
+    pub failed: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -205,8 +213,10 @@ impl Page<'_> {
         self.gauge("keystead_lease_seconds", "A whole lease.", upstream.lease_total)?;
         let fault = upstream.fault_class.iter().map(|class| ([("class", class.as_str())], 1));
         self.gauges("keystead_upstream_fault", "1 for the class of the present fault.", fault)?;
-        let calls = upstream.calls.iter();
-        let calls = calls.map(|each| ([("operation", each.kind), ("outcome", each.outcome)], each.count));
+        let calls = upstream.calls.iter().flat_map(|each| {
+            let row = |outcome, count| ([("operation", each.operation.as_str()), ("outcome", outcome)], count);
+            [row("ok", each.succeeded), row("failed", each.failed)]
+        });
         self.counters("keystead_upstream_calls", "Calls to the cloud, by operation and outcome.", calls)?;
         self.gauge("keystead_upstream_calls_today", "Calls of the last 24 hours.", upstream.calls_today)?;
         self.gauge("keystead_upstream_call_budget", "Calls a day that raise the alarm.", upstream.call_budget)?;
@@ -308,7 +318,7 @@ mod tests {
                 lease_remaining: 3600,
                 lease_total: 259_200,
                 fault_class: Some("unreachable".into()),
-                calls: vec![Operations { kind: "Decrypt", outcome: "failed", count: 3 }],
+                calls: vec![Calls { operation: "Decrypt".into(), succeeded: 0, failed: 3 }],
                 calls_today: 3,
                 call_budget: 400,
                 cost_today: 0.000_009,

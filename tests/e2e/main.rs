@@ -3,6 +3,7 @@
 mod authority;
 mod boot;
 mod clients;
+mod cloud;
 mod configs;
 mod crash;
 mod custodian;

@@ -73,7 +73,7 @@ pub fn server() -> ExitCode {
         store: folder.join("store"),
         landlock: true,
         seccomp: true,
-        egress: cloud_table(&mode, &folder).map(|table| Egress::of(&table, Some(&pin))),
+        egress: cloud_table(&mode, &folder).map(|table| Egress::of(&table, None, Some(&pin))),
         pin: Some(pin),
     };
     let facts = Facts::default();

@@ -5,8 +5,9 @@ use std::pin::Pin;
 use futures_util::Stream;
 use keystead_wire::admin::v1::admin_server::{Admin, AdminServer};
 use keystead_wire::admin::v1::{
-    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, RescueRequest, RescueResponse,
-    RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress, RotateRequest,
+    ExtendLeaseRequest, ExtendLeaseResponse, GetStatusRequest, GetStatusResponse, ListGenerationsResponse,
+    RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress,
+    RotateRequest,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -85,6 +86,11 @@ impl Admin for Fake {
     ) -> Result<Response<RestartCustodianResponse>, Status> {
         self.admitted()?;
         Ok(Response::new(RestartCustodianResponse::default()))
+    }
+
+    async fn extend_lease(&self, _: Request<ExtendLeaseRequest>) -> Result<Response<ExtendLeaseResponse>, Status> {
+        self.admitted()?;
+        Ok(Response::new(ExtendLeaseResponse::default()))
     }
 }
 
