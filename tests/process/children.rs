@@ -116,7 +116,7 @@ fn cloud_table(mode: &str, folder: &Path) -> Option<UpstreamTable> {
     }
     let port = std::fs::read_to_string(folder.join("cloud-port")).unwrap();
     let text = format!(
-        "[upstream]\nkind = 'alibaba'\nkey = 'a'\nendpoint = 'https://127.0.0.1:{port}'\ntoken_endpoint = \
+        "[upstream]\nkind = 'alibaba'\nkey = 'a'\nregion = 'b'\nendpoint = 'https://127.0.0.1:{port}'\ntoken_endpoint = \
          'https://127.0.0.1:{port}'\nca_file = 'cloud/ca.pem'\ncredentials_file = 'cloud/credentials'\n"
     );
     let source = Source::from_parts(Some(folder.join("config.toml")), text);

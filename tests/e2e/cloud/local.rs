@@ -11,6 +11,11 @@ use super::rig::CloudSite;
 use crate::clients::kms_code;
 use crate::daemon::{Daemon, Finished, decrypt, encrypt, until_gone};
 
+/// One line of the matrix: what happened to the site, and what became of it.
+fn told(fault: &str, outcome: &str) {
+    println!("{fault:<44} {outcome}");
+}
+
 fn left(status: &GetStatusResponse) -> u64 {
     status.upstream.as_ref().map_or(0, |upstream| upstream.lease_remaining_seconds)
 }
@@ -49,7 +54,7 @@ async fn fifty_restarts_offline_serve_and_cost_only_the_time_that_passed() {
     let spent = 72 * 3600 - left(&daemon.status().await);
     let passed = started.elapsed().as_secs();
     assert!(spent <= passed + 15, "{spent} s of the lease for {passed} s");
-    println!("50 restarts offline: {passed} s, {spent} s of the lease");
+    told("50 restarts offline, half of them killed", &format!("degraded, serves; {spent} s of lease for {passed} s"));
 }
 
 /// Runs in namespaces of its own, where the boot has another ID, or the store's disk is small.
@@ -130,6 +135,7 @@ opens
 stop
 "#,
     );
+    told("reboot offline", "degraded, serves; 15 min of lease each, expired when that is more than is left");
 }
 
 #[tokio::test]
@@ -170,6 +176,8 @@ rm "$store/filler"
 stop
 "#,
     );
+    told("disk full at renewal", "online, then degraded, serves");
+    told("disk full at revocation", "revoked, also after a restart");
 }
 
 #[tokio::test]
@@ -197,6 +205,8 @@ async fn clock_that_is_wrong_by_a_year_or_in_1970_gains_and_loses_nothing() {
         daemon.until("online by the cloud's clock", |status| status.availability == "online").await;
         assert!(daemon.stop().success());
     }
+    told("clock back a year, forward, back, to 1970", "degraded, serves; nothing gained, nothing lost");
+    told("clock in 1970, cloud there", "online");
 }
 
 #[tokio::test]
@@ -219,6 +229,7 @@ async fn folder_restored_from_before_a_revocation_serves_nothing() {
     let status = daemon.until("refused as stale", |status| status.reason.contains("stale")).await;
     assert_eq!(status.availability, "sealed");
     assert_eq!(kms_code(&site.site).await, Code::Unavailable);
+    told("state folder of yesterday, after a revocation", "sealed as stale");
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -245,6 +256,7 @@ async fn server_killed_during_a_renewal_serves_on_offline() {
         let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
         assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
     }
+    told("SIGKILL during a renewal, then offline", "degraded, serves");
 }
 
 /// Killed before the marker was raised nothing knows of the revocation but the cloud; from then on everything does.
@@ -270,6 +282,7 @@ async fn server_killed_during_a_revocation_serves_nothing_afterwards() {
         site.cloud.act("enable-key");
         daemon.until("back", |status| status.availability == "online").await;
     }
+    told("SIGKILL during a revocation", "revoked");
 }
 
 /// Waits until its server was killed by a failpoint.
@@ -309,6 +322,7 @@ async fn hsm_that_goes_while_offline_is_served_through() {
     site.cloud.act("enable-key");
     daemon.until("back", |status| status.availability == "online").await;
     assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+    told("HSM away while offline", "degraded, serves; a reboot is not survived; revoked by the cloud all the same");
 }
 
 /// The store's card falls out: what is in memory is served, and revoked.
@@ -327,4 +341,5 @@ async fn store_that_goes_while_offline_is_served_through() {
     site.cloud.act("disable-key");
     daemon.until("revoked without a disk", |status| status.availability == "revoked").await;
     assert_eq!(kms_code(&site.site).await, Code::FailedPrecondition);
+    told("SD card lost while offline", "degraded, serves; revoked by the cloud all the same");
 }
