@@ -162,7 +162,7 @@ pub fn recover(order: RecoverOrder, settings: &Settings, source: &Source) -> Res
     let RecoverOrder { sightings, private, trusted, .. } = order;
     if order.dry_run && private.is_some() {
         // Offline: no token is asked for.
-        let openers = Openers { custody: None, private: private.as_ref(), trusted: &trusted };
+        let openers = Openers { custody: None, upstream: None, private: private.as_ref(), trusted: &trusted };
         let findings = super::connection::runtime()?.block_on(recover::open(sightings, &openers)).map_err(failed)?;
         return Ok(RecoverOutcome { findings: findings.summary(), dry_run: true, store: None });
     }
@@ -185,12 +185,12 @@ pub fn recover(order: RecoverOrder, settings: &Settings, source: &Source) -> Res
     };
     let config = start::config_copy(source);
     let outcome = with_custodian(settings, &config, |custody| async move {
-        let openers = Openers { custody: Some(&custody), private: private.as_ref(), trusted: &trusted };
+        let openers = Openers { custody: Some(&custody), upstream: None, private: private.as_ref(), trusted: &trusted };
         let findings = recover::open(sightings, &openers).await?;
         let summary = findings.summary();
         let rebuilt = match &store {
             Some(store) if !summary.opened.is_empty() => {
-                Some(recover::rebuild(&request, findings, store, &custody).await?)
+                Some(recover::rebuild(&request, findings, store, &custody, None).await?)
             }
             _ => None,
         };

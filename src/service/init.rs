@@ -107,7 +107,7 @@ async fn make(request: &InitRequest, records: &Records, custody: &CustodyClient)
     let upstream = request.cloud.as_ref().map(|cloud| &*cloud.upstream);
     let mut next = make_generation(records, custody, upstream, keyring).await?;
     if let Some(cloud) = &request.cloud {
-        prove(cloud, &mut next).await?;
+        cloud.prove(&mut next).await?;
         records.marker().prepare()?;
     }
     next.activate(unix_now()).map_err(RotationError::from)?;
@@ -116,24 +116,26 @@ async fn make(request: &InitRequest, records: &Records, custody: &CustodyClient)
     Ok(Initialized { created: true, keyring, token })
 }
 
-/// Has the cloud open what it has just made: from now on this configuration is one that can revoke.
-async fn prove(cloud: &InitCloud, keyring: &mut Keyring) -> Result<(), InitError> {
-    let Some(prepared) = keyring.prepared().cloned() else { return Ok(()) };
-    let opened = cloud::open(&*cloud.upstream, keyring, &prepared).await.map_err(RotationError::Upstream)?;
-    if let Some(state) = &mut keyring.upstream {
-        state.proven = Some(configuration_digest(cloud.upstream.identity()));
-        state.lease.renew(cloud.lease, cloud.clock.now());
-        state.server_time = opened.server_time.unwrap_or(0);
-        for version in opened.key_version.iter() {
-            state.note_version(version);
-        }
+impl InitCloud {
+    /// Of a keyring that gets its first root in this cloud.
+    pub(super) fn first_state(&self) -> UpstreamState {
+        cloud::first_state(self.upstream.identity(), self.lease, self.grant_key.clone(), self.clock.now())
     }
-    Ok(())
-}
 
-fn upstream_state(request: &InitRequest) -> Option<UpstreamState> {
-    let cloud = request.cloud.as_ref()?;
-    Some(cloud::first_state(cloud.upstream.identity(), cloud.lease, cloud.grant_key.clone(), cloud.clock.now()))
+    /// Has the cloud open what it has just made: from now on this configuration is one that can revoke.
+    pub(super) async fn prove(&self, keyring: &mut Keyring) -> Result<(), RotationError> {
+        let Some(prepared) = keyring.prepared().cloned() else { return Ok(()) };
+        let opened = cloud::open(&*self.upstream, keyring, &prepared).await.map_err(RotationError::Upstream)?;
+        if let Some(state) = &mut keyring.upstream {
+            state.proven = Some(configuration_digest(self.upstream.identity()));
+            state.lease.renew(self.lease, self.clock.now());
+            state.server_time = opened.server_time.unwrap_or(0);
+            for version in opened.key_version.iter() {
+                state.note_version(version);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The first record: a keyring without a generation, and the intent of making one.
@@ -163,7 +165,7 @@ async fn begin(
         recovery: recovery_root(request),
         last_number: GenerationNumber(0),
         rotation: None,
-        upstream: upstream_state(request),
+        upstream: request.cloud.as_ref().map(InitCloud::first_state),
         generations: Vec::new(),
     };
     keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;
@@ -200,7 +202,7 @@ async fn resume(
         keyring.roll_back_rotation().map_err(RotationError::from)?;
     }
     keyring.recovery = recovery_root(request);
-    keyring.upstream = upstream_state(request);
+    keyring.upstream = request.cloud.as_ref().map(InitCloud::first_state);
     keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;
     Ok(records.persist(keyring).await?)
 }

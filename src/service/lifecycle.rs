@@ -334,8 +334,15 @@ impl Lifecycle {
             Some(revocation) => Some(Some(revocation.class)),
             None => self.marker_is_raised().then_some(None),
         };
-        let past =
-            Past { proven: state.proven == Some(cloud.digest), denials: state.denials, revoked, disabled: false };
+        let (now, written) = (cloud.clock.now(), state.lease.seen());
+        let same_boot = now.boot == written.boot && now.boot_time >= written.boot_time;
+        let past = Past {
+            proven: state.proven == Some(cloud.digest),
+            denials: state.denials,
+            written: same_boot.then(|| Duration::from_secs(written.boot_time)),
+            revoked,
+            disabled: false,
+        };
         // Refused from here on, if it is: the keys shown are the record's, with nothing in memory.
         let told = match &state.revoked {
             Some(revocation) => format!("{}: {}", revocation.class, revocation.code),

@@ -284,6 +284,18 @@ pub(super) async fn make_generation(
     upstream: Option<&dyn Upstream>,
     mut keyring: Keyring,
 ) -> Result<Keyring, RotationError> {
+    prepare_generation(custody, upstream, &mut keyring).await?;
+    let keyring = records.persist(keyring).await?;
+    fail::fail_point!("rotation.prepared");
+    Ok(keyring)
+}
+
+/// [`make_generation`] but for the last step.
+pub(super) async fn prepare_generation(
+    custody: &CustodyClient,
+    upstream: Option<&dyn Upstream>,
+    keyring: &mut Keyring,
+) -> Result<(), RotationError> {
     let intent = keyring.rotation.clone().ok_or(TransitionError::NoRotation)?;
     let (context, wrap, kek) = match upstream {
         None => {
@@ -302,15 +314,13 @@ pub(super) async fn make_generation(
         }
     };
     fail::fail_point!("rotation.cmk-created");
-    let wraps = durable_wraps(&keyring, context, wrap, &kek)?;
+    let wraps = durable_wraps(keyring, context, wrap, &kek)?;
     keyring.prepare(kek.commitment(), wraps, unix_now())?;
     if let (Some(_), Some(prepared)) = (upstream, keyring.prepared().cloned()) {
-        let key = offline::copy_key(custody, &keyring).await?;
-        offline::put(&mut keyring, &prepared, &kek, &key)?;
+        let key = offline::copy_key(custody, keyring).await?;
+        offline::put(keyring, &prepared, &kek, &key)?;
     }
-    let keyring = records.persist(keyring).await?;
-    fail::fail_point!("rotation.prepared");
-    Ok(keyring)
+    Ok(())
 }
 
 /// The custody wrap, and the recovery wrap if the keyring has a recovery key.

@@ -101,6 +101,8 @@ pub struct Past {
     /// This very configuration has opened the key before.
     pub proven: bool,
     pub denials: Option<Denials>,
+    /// When that was written, if it was in this boot: the time since then counts as well.
+    pub written: Option<Instant>,
     /// Revoked, by what if that is known.
     pub revoked: Option<Option<FaultClass>>,
     pub disabled: bool,
@@ -145,7 +147,7 @@ struct Fault {
 struct Denied {
     count: u32,
     spread: Duration,
-    /// `None` if it was before this start.
+    /// `None` if it was before this boot.
     last: Option<Instant>,
 }
 
@@ -280,7 +282,7 @@ impl State {
                 self.proven |= past.proven;
                 self.disabled |= past.disabled;
                 if let (None, Some(denials)) = (self.denials, past.denials) {
-                    self.denials = Some(Denied { count: denials.count, spread: denials.spread(), last: None });
+                    self.denials = Some(Denied { count: denials.count, spread: denials.spread(), last: past.written });
                 }
                 if let Some(class) = past.revoked {
                     self.revoked = Some(self.revoked.flatten().or(class));

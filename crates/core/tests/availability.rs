@@ -30,10 +30,11 @@ prop_compose! {
     fn past()(
         proven: bool,
         denials in prop::option::of((0..4_u32, 0..2400_u64)),
+        written in prop::option::of((0..1000_u64).prop_map(Duration::from_secs)),
         revoked in prop::option::weighted(0.1, prop::option::of(class())),
         disabled in prop::bool::weighted(0.1),
     ) -> Past {
-        Past { proven, denials: denials.map(|(count, spread)| Denials { count, spread }), revoked, disabled }
+        Past { proven, denials: denials.map(|(count, spread)| Denials { count, spread }), written, revoked, disabled }
     }
 }
 
@@ -64,7 +65,7 @@ struct Judge {
     disabled: bool,
     denied_at: Vec<Duration>,
     /// Denials before this start, and their spread.
-    carried: Option<(u32, Duration)>,
+    carried: Option<(u32, Duration, Option<Duration>)>,
     custody_lost: Option<Duration>,
 }
 
@@ -80,7 +81,8 @@ impl Judge {
             Observation::UpstreamFailed(FaultClass::KeyDisabled | FaultClass::KeyGone) => self.revoked |= self.proven,
             Observation::UpstreamFailed(FaultClass::Denied) if self.proven => {
                 self.denied_at.push(now);
-                let (count, spread) = self.carried.unwrap_or_default();
+                let (count, spread, written) = self.carried.unwrap_or_default();
+                let spread = spread + written.map_or(Duration::ZERO, |written| self.denied_at[0] - written);
                 let here = self.denied_at[self.denied_at.len() - 1] - self.denied_at[0];
                 let count = count + u32::try_from(self.denied_at.len()).unwrap();
                 self.revoked |= count >= DENIALS && spread + here >= DENIED_FOR;
@@ -90,7 +92,7 @@ impl Judge {
                 self.disabled |= past.disabled;
                 self.revoked |= past.revoked.is_some();
                 if self.denied_at.is_empty() && self.carried.is_none() {
-                    self.carried = past.denials.map(|denials| (denials.count, denials.spread()));
+                    self.carried = past.denials.map(|denials| (denials.count, denials.spread(), past.written));
                 }
             }
             Observation::LeaseUsedUp => self.expired = true,
@@ -309,7 +311,7 @@ fn after(observations: &[(u64, Observation)]) -> State {
 }
 
 const PROVEN: Observation =
-    Observation::Remembered(Past { proven: true, denials: None, revoked: None, disabled: false });
+    Observation::Remembered(Past { proven: true, denials: None, written: None, revoked: None, disabled: false });
 const UPSTREAM: Observation = Observation::Loaded(Source::Upstream);
 const DENIED: Observation = Observation::UpstreamFailed(FaultClass::Denied);
 
@@ -340,7 +342,10 @@ fn denied_is_confirmed_by_several_refusals_over_half_an_hour() {
 fn denials_before_a_restart_count_and_those_before_a_success_do_not() {
     let past = Past { proven: true, denials: Some(Denials { count: 2, spread: 1700 }), ..Past::default() };
     let start = [(0, Observation::Remembered(past)), (5, Observation::Loaded(Source::OfflineCopy))];
-    assert!(!after(&[start[0], start[1], (10, DENIED)]).is_revoked(), "the gap over the restart was not measured");
+    assert!(!after(&[start[0], start[1], (10, DENIED)]).is_revoked(), "the gap over a reboot is not measured");
+    let written = Some(Duration::from_secs(1));
+    let same_boot = (150, Observation::Remembered(Past { written, ..past }));
+    assert!(after(&[same_boot, (151, Observation::Loaded(Source::OfflineCopy)), (160, DENIED)]).is_revoked());
     assert!(after(&[start[0], start[1], (10, DENIED), (110, DENIED)]).is_revoked());
     assert!(!after(&[start[0], start[1], (10, DENIED), (20, Observation::Renewed), (110, DENIED)]).is_revoked());
 }

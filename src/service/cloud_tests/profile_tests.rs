@@ -5,10 +5,14 @@ use std::sync::atomic::Ordering;
 use keystead_core::annotation::Annotation;
 use keystead_core::availability::{Availability, Cause};
 use keystead_core::keyring::GenerationState;
+use keystead_core::recovery::Sighting;
 use keystead_core::{FaultClass, RootKind};
 
 use super::world_tests::{HOUR, LEASE, Mood, RENEW, World};
 use crate::service::cloud::OnKeyVersion;
+use crate::service::init::InitError;
+use crate::service::keys::Encrypted;
+use crate::service::recover::RecoverError;
 use crate::service::rotation::RotationError;
 
 const DAY: u64 = 24 * HOUR;
@@ -181,4 +185,42 @@ async fn refused_init_can_be_run_again_once_the_cloud_works() {
     world.cloud.says(Mood::Works);
     let keyring = world.init().await;
     assert!(keyring.upstream.unwrap().proven.is_some());
+}
+
+/// What a survey of etcd makes of one object.
+fn sighting(encrypted: &Encrypted) -> Sighting {
+    Sighting {
+        key_id: encrypted.key_id.parse().unwrap(),
+        objects: 1,
+        annotations: vec![Annotation::decode(&encrypted.annotation).unwrap()],
+        envelopes: vec![(encrypted.ciphertext.clone(), 1)],
+        incomplete: false,
+    }
+}
+
+#[tokio::test]
+async fn lost_store_is_rebuilt_out_of_etcd_and_the_cloud() {
+    let mut world = World::online().await;
+    let one = world.encrypt(b"one").unwrap();
+    world.daemon().rotate(|_| ()).await.unwrap();
+    let two = world.encrypt(b"two").unwrap();
+    let epoch = world.keyring().epoch;
+    world.kill();
+    std::fs::remove_dir_all(world.folder.path().join("store")).unwrap();
+    assert!(matches!(world.try_init().await, Err(InitError::LostStore)));
+    world.cloud.says(Mood::Fails(FaultClass::Unreachable));
+    let without = world.recover(vec![sighting(&one), sighting(&two)]).await.unwrap_err();
+    assert!(matches!(without, RecoverError::Upstream(_)), "{without}");
+    world.cloud.says(Mood::Works);
+    let rebuilt = world.recover(vec![sighting(&one), sighting(&two)]).await.unwrap();
+    assert!(rebuilt.keyring.epoch > epoch && rebuilt.keyring.generations.len() == 3);
+    assert!(rebuilt.keyring.generations.iter().all(|generation| generation.custody_wrap().is_none()));
+    world.start().await;
+    assert_eq!(world.availability(), Availability::Online, "{}", world.reason());
+    assert!(world.decrypts(&one, b"one").await && world.decrypts(&two, b"two").await);
+    world.cloud.says(Mood::Fails(FaultClass::Unreachable));
+    world.reboot(60, false).await;
+    assert!(world.decrypts(&one, b"one").await && world.decrypts(&two, b"two").await, "{}", world.reason());
+    world.cloud_says(Mood::Fails(FaultClass::KeyDisabled)).await;
+    assert!(!world.serves() && !world.decrypts(&one, b"one").await, "a recovered key outlives its revocation");
 }

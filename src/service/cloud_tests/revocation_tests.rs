@@ -167,6 +167,20 @@ async fn permission_withdrawn_revokes_once_it_is_confirmed_also_over_restarts() 
 }
 
 #[tokio::test]
+async fn crash_loop_does_not_put_off_a_withdrawn_permission() {
+    let mut world = World::online().await;
+    world.cloud.says(Mood::Fails(FaultClass::Denied));
+    let mut seconds = 0;
+    while !is_revoked(&world) {
+        world.clock.run(120);
+        world.restart().await;
+        seconds += 120;
+        assert!(seconds <= 40 * 60, "restarts have put it off");
+    }
+    assert!(seconds >= 30 * 60);
+}
+
+#[tokio::test]
 async fn permission_that_comes_back_is_forgiven() {
     let world = World::online().await;
     for _ in 0..4 {

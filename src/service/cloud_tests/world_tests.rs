@@ -15,9 +15,10 @@ use keystead_core::availability::Availability;
 use keystead_core::grant::{Grant, GrantSigner};
 use keystead_core::keyring::Keyring;
 use keystead_core::lease::Clocks;
+use keystead_core::recovery::Sighting;
 use keystead_core::recovery_key::RecoveryKey;
 use keystead_core::wrap::{Construction, seal_under_transport_key};
-use keystead_core::{FaultClass, Kek, RootId, RootKind, WrapContext, WrappedKek};
+use keystead_core::{FaultClass, GenerationNumber, Kek, RootId, RootKind, WrapContext, WrappedKek};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
@@ -29,6 +30,7 @@ use crate::service::cloud::{CloudReport, CloudSettings, OnKeyVersion};
 use crate::service::init::{InitCloud, InitError, InitRequest, init};
 use crate::service::keys::{Encrypted, KeyService, ServeError};
 use crate::service::lifecycle::{KeySettings, Lifecycle};
+use crate::service::recover::{self, Openers, RebuildRequest, Rebuilt, RecoverError};
 use crate::store::Store;
 use crate::upstream::contract::{
     CallCounts, Expiry, Generated, KeyDescription, KeyState, Unwrapped, Upstream, UpstreamError, UpstreamIdentity,
@@ -434,13 +436,32 @@ impl World {
     }
 
     pub async fn try_init(&self) -> Result<Keyring, InitError> {
-        let cloud = InitCloud {
+        self.init_as(Some(self.init_cloud())).await
+    }
+
+    pub fn init_cloud(&self) -> InitCloud {
+        InitCloud {
             upstream: self.cloud.clone(),
             lease: LEASE,
             grant_key: Some(Self::signer(1).public()),
             clock: self.clock.clone(),
+        }
+    }
+
+    /// After the store was lost: a new one, out of what etcd holds and the cloud.
+    pub async fn recover(&self, sightings: Vec<Sighting>) -> Result<Rebuilt, RecoverError> {
+        let custody = self.custody();
+        let openers = Openers { custody: Some(&custody), upstream: Some(&*self.cloud), private: None, trusted: &[] };
+        let findings = recover::open(sightings, &openers).await?;
+        let request = RebuildRequest {
+            keyring: "test".parse().unwrap(),
+            node: "node".parse().unwrap(),
+            recovery: None,
+            epoch_seen: 0,
+            number_seen: GenerationNumber(0),
+            replace_store: false,
         };
-        self.init_as(Some(cloud)).await
+        recover::rebuild(&request, findings, &self.store(), &custody, Some(&self.init_cloud())).await
     }
 
     pub async fn init_as(&self, cloud: Option<InitCloud>) -> Result<Keyring, InitError> {
