@@ -184,13 +184,15 @@ pub fn recover(order: RecoverOrder, settings: &Settings, source: &Source) -> Res
         replace_store: order.replace_store,
     };
     let config = start::config_copy(source);
+    let cloud = settings.upstream.as_ref().map(init_cloud).transpose()?;
     let outcome = with_custodian(settings, &config, |custody| async move {
-        let openers = Openers { custody: Some(&custody), upstream: None, private: private.as_ref(), trusted: &trusted };
+        let upstream = cloud.as_ref().map(|cloud| &*cloud.upstream);
+        let openers = Openers { custody: Some(&custody), upstream, private: private.as_ref(), trusted: &trusted };
         let findings = recover::open(sightings, &openers).await?;
         let summary = findings.summary();
         let rebuilt = match &store {
             Some(store) if !summary.opened.is_empty() => {
-                Some(recover::rebuild(&request, findings, store, &custody, None).await?)
+                Some(recover::rebuild(&request, findings, store, &custody, cloud.as_ref()).await?)
             }
             _ => None,
         };

@@ -125,3 +125,34 @@ async fn lease_that_ran_out_is_extended_by_a_signed_grant_once() {
     let refused = run(&format!("lease extend --grant {}", at("second"))).expect_failure(4);
     assert!(refused.contains("revoked"), "{refused}");
 }
+
+#[tokio::test]
+async fn lost_store_is_rebuilt_with_its_root_in_the_cloud() {
+    let site = CloudSite::bare("");
+    let at = |name: &str| site.site.path().join(name).display().to_string();
+    let run = |line: &str| {
+        let mut command = site.site.command([]);
+        command.args(line.split_whitespace()).output().unwrap()
+    };
+    run(&format!("recovery keygen --out {} --public-out {}", at("private.pem"), at("public.pem"))).expect_success();
+    run("init --no-recovery").expect_success();
+    let daemon = site.serve().await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    run(&format!("roots rescue --to {} --out {}", at("public.pem"), at("rescue"))).expect_success();
+    assert!(daemon.stop().success());
+    fs::remove_dir_all(site.site.path().join("store")).unwrap();
+
+    let line = format!("recover --rescue {} --private {} --no-recovery --output json", at("rescue"), at("private.pem"));
+    let recovered = run(&line).expect_success();
+    assert!(recovered.contains("alibaba-kms"), "{recovered}");
+    let daemon = site.serve().await;
+    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+    let status = daemon.status().await;
+    assert_eq!((status.active_generation, status.durable_roots), (2, vec!["alibaba-kms".to_owned()]));
+    // Both without the cloud.
+    site.cloud.fault("refuse");
+    assert!(daemon.stop().success());
+    let mut daemon = site.site.spawn(&[]);
+    daemon.until_serving().await;
+    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+}
