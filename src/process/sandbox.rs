@@ -3,7 +3,7 @@
 //!
 //! By Landlock and a filter of system calls, which bind the calling thread and those it starts later: confine first, start the runtime afterwards.
 //! Descriptors that are open already stay usable, so sockets come first as well. What stops working: reading
-//! /proc/self, resolving users or hosts, loading locales, and symbols in backtraces.
+//! /proc/self, resolving users (in the local profile also hosts), loading locales, and symbols in backtraces.
 
 use std::io;
 use std::path::{Path, PathBuf};

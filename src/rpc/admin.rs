@@ -109,6 +109,13 @@ impl AdminService {
                     view.spent.calls, view.spent.budget
                 ));
             }
+            if view.report.unstored {
+                status.warnings.push(
+                    "the store does not hold yet what the cloud said last (the log says why): do not put older files back \
+                     into it, and do not restart if it can wait"
+                        .into(),
+                );
+            }
             Some(upstream::describe(view))
         });
         outlook::explain(&mut status);
