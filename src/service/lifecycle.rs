@@ -114,7 +114,7 @@ pub enum StartError {
     NoActive,
     #[error("the keyring's root is in a cloud KMS, and the configuration has no [upstream]")]
     NoUpstream,
-    #[error("the cloud does not open the key ({0}), and there is no offline copy to stand in for it")]
+    #[error("the cloud does not open the key ({0}), and no offline copy may stand in for it")]
     NothingOpens(String),
     /// Expired, revoked or disabled; the machine has said so.
     #[error("the key may not be used now")]

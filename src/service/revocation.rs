@@ -15,7 +15,7 @@ use super::lifecycle::Lifecycle;
 use crate::upstream::contract::UpstreamError;
 
 /// A disk that hangs must not keep the caller: the marker goes on being raised behind its back.
-const MARKER_PATIENCE: Duration = Duration::from_secs(2);
+const MARKER_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Lifecycle {
     /// Tells the machine of a failure of the upstream, and acts if it takes the key away. Needs neither turn nor custody.

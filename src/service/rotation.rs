@@ -7,7 +7,7 @@
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use keystead_core::availability::{Availability, Observation};
+use keystead_core::availability::{Availability, Cause, Observation};
 use keystead_core::keyring::{Generation, Keyring, TransitionError};
 use keystead_core::wrap::WrappedKek;
 use keystead_core::{FaultClass, Kek, WrapContext};
@@ -76,7 +76,7 @@ impl Lifecycle {
         }
         self.settle().await;
         let serving = self.keys.serving();
-        if serving.availability != Availability::Online {
+        if serving.availability != Availability::Online && !self.moves_root() {
             return Err(RotationError::Refused(serving.reason.clone()));
         }
         let Some(keyring) = self.keyring().filter(|keyring| keyring.rotation.is_none() && !self.is_unsettled()) else {
@@ -104,6 +104,19 @@ impl Lifecycle {
         progress(RotationStep::Activated);
         tracing::info!(key_id = %generation.key_id, generation = %generation.number, "rotated");
         Ok(generation)
+    }
+
+    /// Whether the configuration names another cloud key than the active generation's: what is served meanwhile is its
+    /// offline copy, and a rotation is the way to the new key.
+    fn moves_root(&self) -> bool {
+        let serving = self.keys.serving();
+        let active = serving.keys.as_ref().and_then(|keys| keys.active());
+        let (Some(cloud), Some(wrap)) = (&self.cloud, active.and_then(|slot| slot.generation.upstream_wrap())) else {
+            return false;
+        };
+        let identity = cloud.upstream.identity();
+        matches!(serving.availability, Availability::Degraded { cause: Cause::Upstream(FaultClass::Unclassified), .. })
+            && (wrap.root_kind, &wrap.root_id) != (identity.kind, &identity.root_id)
     }
 
     async fn rotate_from(

@@ -1,5 +1,6 @@
 //! The cloud profile when all is well: one root, one call a renewal, few writes, and the way there and on.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use keystead_core::annotation::Annotation;
@@ -8,7 +9,7 @@ use keystead_core::keyring::GenerationState;
 use keystead_core::recovery::Sighting;
 use keystead_core::{FaultClass, RootKind};
 
-use super::world_tests::{HOUR, LEASE, Mood, RENEW, World};
+use super::world_tests::{FakeCloud, HOUR, LEASE, Mood, RENEW, World};
 use crate::service::cloud::OnKeyVersion;
 use crate::service::init::InitError;
 use crate::service::keys::Encrypted;
@@ -185,6 +186,26 @@ async fn refused_init_can_be_run_again_once_the_cloud_works() {
     world.cloud.says(Mood::Works);
     let keyring = world.init().await;
     assert!(keyring.upstream.unwrap().proven.is_some());
+}
+
+#[tokio::test]
+async fn key_moves_to_another_cloud_key_by_rotation_while_its_copy_serves() {
+    let mut world = World::online().await;
+    let (id, old) = (world.key_id().unwrap(), world.encrypt(b"old").unwrap());
+    world.kill();
+    world.cloud = Arc::new(FakeCloud::other_key());
+    world.start().await;
+    assert_eq!(world.key_id().unwrap(), id);
+    assert!(world.reason().contains("another cloud key"), "{}", world.reason());
+    world.daemon().rotate(|_| ()).await.unwrap();
+    world.pass(60, 10).await;
+    assert_eq!(world.availability(), Availability::Online, "{}", world.reason());
+    let keyring = world.keyring();
+    assert_eq!(keyring.active().unwrap().wraps[0].root_id.as_bytes(), b"key-2");
+    assert_eq!(keyring.upstream.unwrap().root_id.as_bytes(), b"key-2");
+    assert!(world.decrypts(&old, b"old").await);
+    world.cloud_says(Mood::Fails(FaultClass::KeyDisabled)).await;
+    assert!(!world.serves(), "the new key can revoke");
 }
 
 /// What a survey of etcd makes of one object.

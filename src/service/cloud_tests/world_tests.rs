@@ -213,6 +213,13 @@ impl FakeCloud {
         other
     }
 
+    /// Another key of the same cloud.
+    pub fn other_key() -> Self {
+        let mut other = Self::new("one");
+        other.identity.root_id = RootId::new(b"key-2").unwrap();
+        other
+    }
+
     pub fn says(&self, mood: Mood) {
         self.inner().mood = mood;
     }
