@@ -16,6 +16,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsConnector;
 
@@ -107,7 +108,8 @@ async fn tunnel(stream: TcpStream, endpoint: &Endpoint) -> io::Result<Stream> {
     let target = endpoint.host_and_port();
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    let connection = tokio::spawn(connection.with_upgrades());
+    // Has handed the stream over once the upgrade is there; before, nobody else would end it.
+    let _connection = AbortOnDrop(tokio::spawn(connection.with_upgrades()));
     let request = http::Request::builder()
         .method(Method::CONNECT)
         .uri(&target)
@@ -116,11 +118,19 @@ async fn tunnel(stream: TcpStream, endpoint: &Endpoint) -> io::Result<Stream> {
         .map_err(io::Error::other)?;
     let answer = sender.send_request(request).await.map_err(io::Error::other)?;
     if answer.status() != StatusCode::OK {
-        connection.abort();
         return Err(io::Error::other(format!("it answered {} to CONNECT {target}", answer.status())));
     }
     let upgraded = hyper::upgrade::on(answer).await.map_err(io::Error::other)?;
     Ok(Box::new(TokioIo::new(upgraded)))
+}
+
+/// A task that ends with whoever waits for it.
+pub(super) struct AbortOnDrop(pub(super) JoinHandle<Result<(), hyper::Error>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Runs one stage until the deadline.
@@ -139,4 +149,69 @@ async fn stage<T>(
 
 fn unreachable(code: &'static str, host: &str, problem: &str) -> UpstreamError {
     UpstreamError::new(FaultClass::Unreachable, code, format!("{host}: {problem}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn proxy(listener: &TcpListener) -> Proxy {
+        Proxy::new(&format!("http://{}", listener.local_addr().unwrap()), &[]).unwrap()
+    }
+
+    fn service() -> Endpoint {
+        "https://kms.example:8443".parse().unwrap()
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    #[tokio::test]
+    async fn address_that_refuses_gives_way_to_the_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let here = listener.local_addr().unwrap();
+        assert_eq!(first_to_answer(&[gone, here]).await.unwrap().peer_addr().unwrap(), here);
+        assert_eq!(first_to_answer(&[gone, gone]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn proxy_is_asked_for_the_service_and_then_out_of_the_way() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (proxy, there) = (proxy(&listener), service());
+        let asked = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\nhello").await.unwrap();
+            String::from_utf8(head).unwrap()
+        };
+        let (stream, head) = tokio::join!(open(&there, Some(&proxy), soon()), asked);
+        let mut greeting = [0; 5];
+        stream.unwrap().read_exact(&mut greeting).await.unwrap();
+        assert_eq!(&greeting, b"hello");
+        assert!(head.starts_with("CONNECT kms.example:8443 HTTP/1.1\r\n"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn proxy_that_never_answers_is_left_and_its_connection_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (proxy, there) = (proxy(&listener), service());
+        let silent = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut received = Vec::new();
+            // Returns when the client closes.
+            stream.read_to_end(&mut received).await.unwrap();
+        };
+        let deadline = Instant::now() + Duration::from_millis(300);
+        let (outcome, closed) = tokio::join!(open(&there, Some(&proxy), deadline), timeout_at(soon(), silent));
+        assert_eq!(outcome.err().map(|error| error.code), Some(codes::PROXY.to_owned()));
+        closed.expect("the connection is still open");
+    }
 }

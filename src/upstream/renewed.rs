@@ -2,8 +2,8 @@
 //!
 //! Renewed when 80 % of its life is over. While the exchange cannot be reached, what is held is used to its end.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use keystead_core::FaultClass;
 use tokio::sync::Mutex;
@@ -17,7 +17,11 @@ const PAUSE: Duration = Duration::from_secs(30);
 const MARGIN: Duration = Duration::from_secs(10);
 
 /// One exchange at a time; who comes meanwhile waits for its outcome.
-pub struct Renewed<T>(Mutex<Option<Held<T>>>);
+pub struct Renewed<T> {
+    held: Mutex<Option<Held<T>>>,
+    /// When what is held ends, for who must not wait.
+    end: std::sync::Mutex<Option<Instant>>,
+}
 
 struct Held<T> {
     value: Arc<T>,
@@ -40,7 +44,7 @@ pub struct Lent<T> {
 
 impl<T> Default for Renewed<T> {
     fn default() -> Self {
-        Self(Mutex::new(None))
+        Self { held: Mutex::new(None), end: std::sync::Mutex::new(None) }
     }
 }
 
@@ -55,7 +59,7 @@ impl<T> Renewed<T> {
         deadline: Instant,
         exchange: impl Future<Output = Result<Exchanged<T>, UpstreamError>>,
     ) -> Result<Lent<T>, UpstreamError> {
-        let Ok(mut held) = timeout_at(deadline, self.0.lock()).await else {
+        let Ok(mut held) = timeout_at(deadline, self.held.lock()).await else {
             let detail = "the exchange of the credential that another call waits for takes too long";
             return Err(UpstreamError::new(FaultClass::Unreachable, super::transport::codes::TIMEOUT, detail));
         };
@@ -67,7 +71,7 @@ impl<T> Renewed<T> {
             // A third of the time that is left: a token service that is silent must leave enough for the call itself.
             let limit = now + deadline.saturating_duration_since(now) / 3;
             match timeout_at(limit, exchange).await {
-                Ok(Ok(new)) => return Ok(keep(&mut held, new)),
+                Ok(Ok(new)) => return Ok(self.keep(&mut held, new)),
                 Ok(Err(error)) if error.class != FaultClass::Unreachable => return Err(error),
                 Ok(Err(error)) => tracing::warn!(code = error.code, "{}; the credential held is used on", error.detail),
                 Err(_) => tracing::warn!("no answer to the exchange of the credential; the one held is used on"),
@@ -76,24 +80,33 @@ impl<T> Renewed<T> {
             return Ok(Lent { value: Arc::clone(&valid.value), fresh: false });
         }
         let new = exchange.await?;
-        Ok(keep(&mut held, new))
+        Ok(self.keep(&mut held, new))
     }
 
     /// The service refuses `value`: it is not lent again.
     pub async fn reject(&self, value: &Arc<T>) {
-        let mut held = self.0.lock().await;
+        let mut held = self.held.lock().await;
         if held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.value, value)) {
             *held = None;
         }
     }
-}
 
-fn keep<T>(held: &mut Option<Held<T>>, new: Exchanged<T>) -> Lent<T> {
-    let now = Instant::now();
-    let value = Arc::new(new.value);
-    let usable = new.life.saturating_sub(MARGIN.min(new.life / 10));
-    *held = Some(Held { value: Arc::clone(&value), renew_at: now + new.life.mul_f64(0.8), usable_until: now + usable });
-    Lent { value, fresh: true }
+    /// When what is held ends, if anything is; `now` is the caller's clock, which the answer is told in.
+    pub fn not_after(&self, now: SystemTime) -> Option<SystemTime> {
+        let end = (*self.end.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let here = Instant::now();
+        if end < here { now.checked_sub(here - end) } else { now.checked_add(end - here) }
+    }
+
+    fn keep(&self, held: &mut Option<Held<T>>, new: Exchanged<T>) -> Lent<T> {
+        let now = Instant::now();
+        let value = Arc::new(new.value);
+        let usable = new.life.saturating_sub(MARGIN.min(new.life / 10));
+        *held =
+            Some(Held { value: Arc::clone(&value), renew_at: now + new.life.mul_f64(0.8), usable_until: now + usable });
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(now + new.life);
+        Lent { value, fresh: true }
+    }
 }
 
 #[cfg(test)]
@@ -137,6 +150,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn end_is_told_in_the_callers_time() {
+        let (service, now) = (Service::new(), SystemTime::UNIX_EPOCH + HOUR);
+        assert_eq!(service.renewed.not_after(now), None);
+        service.get(Ok(())).await.unwrap();
+        assert_eq!(service.renewed.not_after(now), Some(now + HOUR));
+        advance(HOUR * 3 / 2).await;
+        assert_eq!(service.renewed.not_after(now), Some(now - HOUR / 2));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn valid_one_is_used_to_its_end_while_the_exchange_is_unreachable() {
         let service = Service::new();
         service.get(Ok(())).await.unwrap();
@@ -163,7 +186,7 @@ mod tests {
     async fn refused_or_ill_fitting_one_is_not_lent_again() {
         let service = Service::new();
         service.get(Ok(())).await.unwrap();
-        let held = service.renewed.0.lock().await.as_ref().map(|held| Arc::clone(&held.value)).unwrap();
+        let held = service.renewed.held.lock().await.as_ref().map(|held| Arc::clone(&held.value)).unwrap();
         service.renewed.reject(&held).await;
         assert_eq!(service.get(Ok(())).await.unwrap(), (2, true));
         // One that is held already by now is not taken away by a late refusal of the one before.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 use super::Clock;
-use super::connect::{self, Stream};
+use super::connect::{self, AbortOnDrop, Stream};
 use super::contract::{Expiry, UpstreamError};
 use super::endpoint::Endpoint;
 use super::settings::TransportSettings;
@@ -199,14 +199,6 @@ async fn read(body: Incoming, host: &str) -> Result<Zeroizing<Vec<u8>>, Upstream
             Err(unreachable(codes::TOO_LONG, format!("{host}: its answer is longer than {MAX_BODY} bytes")))
         }
         Err(error) => Err(unreachable(codes::HTTP, format!("{host}: {error}"))),
-    }
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<Result<(), hyper::Error>>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

@@ -113,3 +113,44 @@ impl fmt::Debug for CertificateTime {
         f.write_str("CertificateTime")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::dates;
+
+    /// A CA that lives to the end of 2099, which DER writes in its longer form.
+    const CA: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBNjCB3aADAgECAgEHMAoGCCqGSM49BAMCMBgxFjAUBgNVBAMMDUtleXN0ZWFk
+IHRlc3QwIBcNMjAwMTAxMDAwMDAwWhgPMjA5OTEyMzEyMzU5NTlaMBgxFjAUBgNV
+BAMMDUtleXN0ZWFkIHRlc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAARTWbwe
+yQUoI1WmRnbCMESp/uxFUxzCeGr7h3VsRDppzrhkov5ZsD3Q2s11cXC1CjjyfK7i
+tbFspeZL3hQiXmV7oxYwFDASBgNVHRMBAf8ECDAGAQH/AgEAMAoGCCqGSM49BAMC
+A0gAMEUCIQDIcWctavIuQn9Gj11cT/9CAt8Aubu1CSPvMfMI6d4yPAIgJuwK8lnN
+eWOh0vsi9wlHjpF7RQX8n1+B+ZKQ7xcD7vc=
+-----END CERTIFICATE-----
+";
+    const ODD: &str = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+
+    fn parse(pem: &str, pinned: bool) -> Result<Tls, String> {
+        Tls::parse(pem.as_bytes(), pinned, &(Arc::new(SystemTime::now) as Clock))
+    }
+
+    #[test]
+    fn end_of_each_pinned_ca_is_told() {
+        let tls = parse(&format!("{CA}{CA}"), true).map_err(|problem| panic!("{problem}")).unwrap();
+        let ends: Vec<String> = tls.not_after.iter().map(|&end| dates::iso8601(end)).collect();
+        assert_eq!(ends, ["2099-12-31T23:59:59Z", "2099-12-31T23:59:59Z"]);
+    }
+
+    #[test]
+    fn odd_certificate_spoils_a_pinned_file_but_not_the_systems_bundle() {
+        assert!(parse(&format!("{CA}{ODD}"), true).is_err_and(|problem| problem.contains("certificate 2")));
+        assert!(parse(&format!("{ODD}{CA}"), false).is_ok());
+        for empty in ["", "no PEM", ODD, "-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n"] {
+            assert!(parse(empty, true).is_err(), "{empty:?}");
+            assert!(parse(empty, false).is_err(), "{empty:?}");
+        }
+    }
+}

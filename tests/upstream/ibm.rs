@@ -175,7 +175,6 @@ fn token_outlives_iam(stand: &Stand) {
     opened.opens(&made);
     let opened_while_down = seen(stand, "kms").len();
     assert!(opened_while_down > 2, "{opened_while_down}");
-    assert!(seen(stand, "kms").iter().all(|request| request.ends_with(": ok")));
     // One that is refused while there is no way to a new one says nothing about the right to the key.
     stand.rig.control(r#"{"action": "expire-tokens"}"#);
     stand.rig.control(r#"{"action": "fault", "fault": "http-503", "service": "iam"}"#);

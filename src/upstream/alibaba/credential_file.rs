@@ -1,13 +1,14 @@
 //! What a credentials file says: our own TOML, or the `config.json` of the vendor's command line tool.
 
-use secrecy::SecretString;
 use serde::Deserialize;
+
+use crate::upstream::secret_text::SecretText;
 
 /// An access key or STS credential and, perhaps, a role to assume with it.
 pub struct FileCredential {
     pub access_key_id: String,
-    pub access_key_secret: SecretString,
-    pub security_token: Option<SecretString>,
+    pub access_key_secret: SecretText,
+    pub security_token: Option<SecretText>,
     pub role: Option<Role>,
 }
 
@@ -21,8 +22,8 @@ pub struct Role {
 #[serde(deny_unknown_fields)]
 struct Toml {
     access_key_id: String,
-    access_key_secret: String,
-    security_token: Option<String>,
+    access_key_secret: SecretText,
+    security_token: Option<SecretText>,
     role_arn: Option<String>,
     role_session_name: Option<String>,
 }
@@ -41,10 +42,8 @@ struct Profile {
     mode: String,
     #[serde(default)]
     access_key_id: String,
-    #[serde(default)]
-    access_key_secret: String,
-    #[serde(default)]
-    sts_token: String,
+    access_key_secret: Option<SecretText>,
+    sts_token: Option<SecretText>,
     #[serde(default)]
     ram_role_arn: String,
     #[serde(default)]
@@ -58,19 +57,19 @@ pub fn parse(bytes: &[u8]) -> Result<FileCredential, String> {
     let toml = if text.trim_start().starts_with('{') { from_cli(text)? } else { from_toml(text)? };
     let plain = |value: &str| !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic());
     let given = [
-        Some(&toml.access_key_id),
-        Some(&toml.access_key_secret),
-        toml.security_token.as_ref(),
-        toml.role_arn.as_ref(),
+        Some(toml.access_key_id.as_str()),
+        Some(toml.access_key_secret.expose()),
+        toml.security_token.as_ref().map(SecretText::expose),
+        toml.role_arn.as_deref(),
     ];
-    if !given.into_iter().flatten().all(|value| plain(value)) {
+    if !given.into_iter().flatten().all(plain) {
         return Err("a value is empty, or has blanks or control characters in it".into());
     }
     let session_name = toml.role_session_name.unwrap_or_else(|| "keystead".into());
     Ok(FileCredential {
         access_key_id: toml.access_key_id,
-        access_key_secret: toml.access_key_secret.into(),
-        security_token: toml.security_token.map(Into::into),
+        access_key_secret: toml.access_key_secret,
+        security_token: toml.security_token,
         role: toml.role_arn.map(|arn| Role { arn, session_name }),
     })
 }
@@ -99,8 +98,8 @@ fn from_cli(text: &str) -> Result<Toml, String> {
     };
     Ok(Toml {
         access_key_id: profile.access_key_id,
-        access_key_secret: profile.access_key_secret,
-        security_token: given(profile.sts_token),
+        access_key_secret: profile.access_key_secret.ok_or("its current profile has no access_key_secret")?,
+        security_token: profile.sts_token.filter(|token| !token.expose().is_empty()),
         role_arn: given(profile.ram_role_arn).filter(|_| with_role),
         role_session_name: given(profile.ram_session_name),
     })
@@ -108,8 +107,6 @@ fn from_cli(text: &str) -> Result<Toml, String> {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret;
-
     use super::*;
 
     #[test]
@@ -119,8 +116,8 @@ mod tests {
             "access_key_id": "AK", "access_key_secret": "SK", "sts_token": "ST", "ram_role_arn": "acs:ram::1:role/x"}]}"#;
         for text in [toml, json] {
             let found = parse(text.as_bytes()).map_err(|problem| panic!("{problem}")).unwrap();
-            assert_eq!((found.access_key_id.as_str(), found.access_key_secret.expose_secret()), ("AK", "SK"));
-            assert_eq!(found.security_token.unwrap().expose_secret(), "ST");
+            assert_eq!((found.access_key_id.as_str(), found.access_key_secret.expose()), ("AK", "SK"));
+            assert_eq!(found.security_token.unwrap().expose(), "ST");
             assert_eq!(found.role, Some(Role { arn: "acs:ram::1:role/x".into(), session_name: "keystead".into() }));
         }
     }

@@ -1,42 +1,43 @@
-//! Whom requests are signed for: an access key from a file, or a session that is fetched, renewed early, and used to its end
-//! when nobody hands out a new one.
+//! Whom requests are signed for: an access key from a file, or a session that STS or the ECS metadata service hands out.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 use keystead_core::FaultClass;
-use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::credential_file::{self, FileCredential, Role};
+use super::credential_file::{self, FileCredential};
 use super::rpc::{Call, STS, SharedRpc};
 use super::settings::{AlibabaSettings, CredentialSource};
 use crate::upstream::answer;
 use crate::upstream::contract::{Expiry, UpstreamError};
 use crate::upstream::dates;
 use crate::upstream::endpoint::Endpoint;
+use crate::upstream::renewed::{Exchanged, Lent, Renewed};
 use crate::upstream::retry::Retry;
+use crate::upstream::secret_text::SecretText;
 use crate::upstream::transport::{Reply, Request};
 use crate::upstream::watched::{FileFault, Secrecy, Watched};
 
 const MAX_FILE: u64 = 64 * 1024;
 /// The vendor gives at most as long as the role allows; an hour is every role's default.
 const SESSION_SECONDS: &str = "3600";
-/// A session is renewed when this part of its life is left, and not used when this little is.
-const RENEW_WITH_LEFT: f64 = 0.25;
-const TOO_SHORT: Duration = Duration::from_secs(10);
+/// No role's session is longer; an end beyond it is our clock's fault.
+const LONGEST_SESSION: Duration = Duration::from_secs(12 * 3600);
 /// A role name, as the metadata service says it.
 const MAX_ROLE: usize = 128;
 
 /// What a request is signed with.
 pub struct Credential {
     pub access_key_id: String,
-    pub access_key_secret: SecretString,
-    pub security_token: Option<SecretString>,
+    pub access_key_secret: SecretText,
+    pub security_token: Option<SecretText>,
+    /// The file's content that a session was made from: another content makes another session.
+    origin: Option<Arc<FileCredential>>,
 }
 
 /// Where credentials come from, and the session in use.
@@ -44,24 +45,13 @@ pub struct Credentials {
     rpc: SharedRpc,
     sts: Endpoint,
     source: Source,
-    session: Mutex<Option<Session>>,
-    /// One renewal at a time.
-    renewal: tokio::sync::Mutex<()>,
+    session: Renewed<Credential>,
 }
 
 enum Source {
     File(Watched<FileCredential>),
     Ecs { metadata: Endpoint, role: Option<String> },
-    Oidc { role_arn: String, provider_arn: String, session_name: String, token: Watched<SecretString> },
-}
-
-#[derive(Clone)]
-struct Session {
-    credential: Arc<Credential>,
-    fetched: SystemTime,
-    expires: SystemTime,
-    /// The file's content it was made from: another content makes another session.
-    origin: Option<Arc<FileCredential>>,
+    Oidc { role_arn: String, provider_arn: String, session_name: String, token: Watched<SecretText> },
 }
 
 #[derive(Deserialize)]
@@ -75,8 +65,8 @@ struct Assumed {
 #[serde(rename_all = "PascalCase")]
 struct Handed {
     access_key_id: String,
-    access_key_secret: SecretString,
-    security_token: SecretString,
+    access_key_secret: SecretText,
+    security_token: SecretText,
     expiration: String,
 }
 
@@ -96,92 +86,66 @@ impl Credentials {
                 token: token_file_of(token_file.clone()),
             },
         };
-        let sts = settings.sts_endpoint.clone();
-        Self { rpc, sts, source, session: Mutex::default(), renewal: tokio::sync::Mutex::default() }
+        Self { rpc, sts: settings.sts_endpoint.clone(), source, session: Renewed::default() }
     }
 
     /// What to sign with now.
     ///
     /// # Errors
-    /// `CredentialFault` when the file or STS gives none; STS's own `Unreachable` when no session that is still good is left.
-    pub async fn get(&self, deadline: Instant) -> Result<Arc<Credential>, UpstreamError> {
+    /// `CredentialFault` when the file or STS gives none; `Unreachable` when nobody hands out a session and none that is still
+    /// good is left.
+    pub async fn get(&self, deadline: Instant) -> Result<Lent<Credential>, UpstreamError> {
         let origin = match &self.source {
             Source::File(file) => Some(file.get().await.map_err(unreadable)?),
             Source::Ecs { .. } | Source::Oidc { .. } => None,
         };
         if let Some(plain) = origin.as_ref().filter(|origin| origin.role.is_none()) {
-            return Ok(Arc::new(plain.credential()));
+            // Asked for again, a file says the same.
+            return Ok(Lent { value: Arc::new(plain.credential()), fresh: true });
         }
-        if let Some(session) = self.session().filter(|session| self.is_fresh(session, origin.as_ref())) {
-            return Ok(session.credential);
-        }
-        let _one_at_a_time = self.renewal.lock().await;
-        // Somebody else may have renewed it meanwhile.
-        let held = self.session();
-        if let Some(session) = held.clone().filter(|session| self.is_fresh(session, origin.as_ref())) {
-            return Ok(session.credential);
-        }
-        let held = held.filter(|session| session.expires > self.rpc.now() + TOO_SHORT);
-        // With a session at hand, a hanging STS may take half of the time: the call itself still has to be made.
-        let until = if held.is_some() { Instant::now() + (deadline - Instant::now()) / 2 } else { deadline };
-        match (self.fetch(origin, until).await, held) {
-            (Ok(session), _) => {
-                let credential = Arc::clone(&session.credential);
-                *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
-                Ok(credential)
-            }
-            (Err(error), Some(session)) => {
-                tracing::warn!(
-                    code = error.code,
-                    "the session could not be renewed and is used on until it ends: {}",
-                    error.detail
-                );
-                Ok(session.credential)
-            }
-            (Err(error), None) => Err(error),
-        }
-    }
-
-    /// Forgets a session that the service has refused; says whether there was one, so that another try makes sense.
-    pub fn forget(&self, refused: &Arc<Credential>) -> bool {
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        session.take_if(|session| Arc::ptr_eq(&session.credential, refused)).is_some()
-    }
-
-    pub fn expiries(&self) -> Vec<Expiry> {
-        let session = self.session().map(|session| Expiry { what: "STS session".into(), not_after: session.expires });
-        session.into_iter().collect()
-    }
-
-    fn session(&self) -> Option<Session> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn is_fresh(&self, session: &Session, origin: Option<&Arc<FileCredential>>) -> bool {
-        let same_origin = match (&session.origin, origin) {
+        let fits = |session: &Credential| match (&session.origin, &origin) {
             (Some(held), Some(current)) => Arc::ptr_eq(held, current),
             (None, None) => true,
             _ => false,
         };
-        let life = session.expires.duration_since(session.fetched).unwrap_or_default();
-        let renew_at = session.expires - life.mul_f64(RENEW_WITH_LEFT);
-        same_origin && self.rpc.now() < renew_at
+        self.session.get(fits, deadline, self.fetch(origin.clone(), deadline)).await
     }
 
-    async fn fetch(&self, origin: Option<Arc<FileCredential>>, deadline: Instant) -> Result<Session, UpstreamError> {
+    /// The service refuses this session.
+    pub async fn reject(&self, refused: &Arc<Credential>) {
+        self.session.reject(refused).await;
+    }
+
+    pub fn expiry(&self) -> Option<Expiry> {
+        let not_after = self.session.not_after(self.rpc.transport.now())?;
+        Some(Expiry { what: "STS session".into(), not_after })
+    }
+
+    async fn fetch(
+        &self,
+        origin: Option<Arc<FileCredential>>,
+        deadline: Instant,
+    ) -> Result<Exchanged<Credential>, UpstreamError> {
         let handed = match &self.source {
-            Source::File(_) => match origin.as_deref() {
-                Some(FileCredential { role: Some(role), .. }) => self.assume(role, origin.as_deref(), deadline).await?,
+            Source::File(_) => {
                 // `get` comes here with a role only.
-                _ => return Err(fault("no-role", "the credentials file names no role".into())),
-            },
+                let found = origin.as_deref().and_then(|origin| Some((origin, origin.role.as_ref()?)));
+                let (origin, role) =
+                    found.ok_or_else(|| fault("no-role", "the credentials file names no role".into()))?;
+                let parameters = [
+                    ("RoleArn", role.arn.as_str()),
+                    ("RoleSessionName", role.session_name.as_str()),
+                    ("DurationSeconds", SESSION_SECONDS),
+                ];
+                self.ask_sts("AssumeRole", &parameters, Some(&origin.credential()), deadline).await?
+            }
             Source::Ecs { metadata, role } => self.role_credential(metadata, role.as_deref(), deadline).await?,
             Source::Oidc { role_arn, provider_arn, session_name, token } => {
                 let token = token.get().await.map_err(unreadable)?;
                 let parameters = [
                     ("RoleArn", role_arn.as_str()),
                     ("OIDCProviderArn", provider_arn),
-                    ("OIDCToken", token.expose_secret()),
+                    ("OIDCToken", token.expose()),
                     ("RoleSessionName", session_name),
                     ("DurationSeconds", SESSION_SECONDS),
                 ];
@@ -191,27 +155,14 @@ impl Credentials {
         let expires = dates::parse_iso8601(&handed.expiration).ok_or_else(|| {
             fault("session-without-end", "the session that was handed out has no end that is a date".into())
         })?;
-        let credential = Credential {
+        let life = expires.duration_since(self.rpc.now()).unwrap_or_default().min(LONGEST_SESSION);
+        let value = Credential {
             access_key_id: handed.access_key_id,
             access_key_secret: handed.access_key_secret,
             security_token: Some(handed.security_token),
+            origin,
         };
-        Ok(Session { credential: Arc::new(credential), fetched: self.rpc.now(), expires, origin })
-    }
-
-    async fn assume(
-        &self,
-        role: &Role,
-        origin: Option<&FileCredential>,
-        deadline: Instant,
-    ) -> Result<Handed, UpstreamError> {
-        let parameters = [
-            ("RoleArn", role.arn.as_str()),
-            ("RoleSessionName", role.session_name.as_str()),
-            ("DurationSeconds", SESSION_SECONDS),
-        ];
-        let credential = origin.map(FileCredential::credential);
-        self.ask_sts("AssumeRole", &parameters, credential.as_ref(), deadline).await
+        Ok(Exchanged { value, life })
     }
 
     async fn ask_sts(
@@ -281,8 +232,9 @@ impl FileCredential {
     fn credential(&self) -> Credential {
         Credential {
             access_key_id: self.access_key_id.clone(),
-            access_key_secret: self.access_key_secret.clone(),
-            security_token: self.security_token.clone(),
+            access_key_secret: SecretText::new(self.access_key_secret.expose()),
+            security_token: self.security_token.as_ref().map(|token| SecretText::new(token.expose())),
+            origin: None,
         }
     }
 }
@@ -306,10 +258,10 @@ fn text(reply: &Reply, max: usize) -> Result<&str, UpstreamError> {
 }
 
 /// An OIDC token, as a platform writes it; its mode is the platform's business.
-fn token_file_of(path: PathBuf) -> Watched<SecretString> {
+fn token_file_of(path: PathBuf) -> Watched<SecretText> {
     Watched::new(path, MAX_FILE, Secrecy::AnyMode, |bytes| {
         let token = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8")?.trim();
-        if token.is_empty() { Err("it is empty".into()) } else { Ok(SecretString::from(token)) }
+        if token.is_empty() { Err("it is empty".into()) } else { Ok(SecretText::new(token)) }
     })
 }
 

@@ -23,9 +23,11 @@ const CREDENTIAL: &[&str] = &[
     "InvalidAccessKeyId",
     "InvalidAccessKeySecret",
     "MissingAccessKeyId",
+    "Forbidden.AccessKey",
     "InvalidSecurityToken",
     "MissingSecurityToken",
     "SignatureDoesNotMatch",
+    "SignatureNotMatch",
     "IncompleteSignature",
     "SignatureNonceUsed",
     "IllegalTimestamp",
@@ -33,7 +35,9 @@ const CREDENTIAL: &[&str] = &[
     "InvalidTimestamp",
     "RequestTimeTooSkewed",
 ];
-const BILLING: &[&str] = &["Forbidden.InDebt", "Forbidden.InDebtOverdue", "InDebt", "InDebtOverdue"];
+/// The account as a whole, whoever asks and for whichever key.
+const BILLING: &[&str] =
+    &["Forbidden.InDebt", "Forbidden.InDebtOverdue", "InDebt", "InDebtOverdue", "Forbidden.ProhibitedByRiskControl"];
 const DENIED: &[&str] = &[
     "Forbidden.NoPermission",
     "Forbidden.RAM",
@@ -41,11 +45,12 @@ const DENIED: &[&str] = &[
     "KmsServiceNotEnabled",
     "Forbidden.KmsServiceNotEnabled",
 ];
-const DISABLED: &[&str] = &["Rejected.Disabled", "Rejected.PendingDeletion"];
+/// Pending import: the owner has taken imported key material away. One spelling is an old one of the vendor's.
+const DISABLED: &[&str] =
+    &["Rejected.Disabled", "Rejected.PendingDeletion", "Rejetced.PendingDeletion", "Rejected.PendingImport"];
 const GONE: &[&str] = &["Forbidden.KeyNotFound"];
 /// Said of what was sent; from Decrypt that is the ciphertext and its context.
-const INVALID: &[&str] =
-    &["InvalidParameter", "InvalidCiphertext", "InvalidCiphertextBlob", "InvalidEncryptionContext"];
+const INVALID: &[&str] = &["InvalidParameter", "Forbidden.KeyVersionNotFound"];
 
 /// What KMS's refusal of `action` means.
 pub fn of_kms(action: &str, code: &str, status: StatusCode) -> FaultClass {
@@ -82,9 +87,9 @@ pub fn is_about_time(code: &str) -> bool {
     is_one_of(code, &["IllegalTimestamp", "InvalidTimeStamp", "InvalidTimestamp", "RequestTimeTooSkewed"])
 }
 
-/// The service no longer takes this session, however long it was to live.
+/// The service no longer takes this session, however long it was to live. Of one that has ended it may say that it never knew it.
 pub fn is_about_session(code: &str) -> bool {
-    is_one_of(code, &["InvalidSecurityToken"])
+    is_one_of(code, &["InvalidSecurityToken", "InvalidAccessKeyId"])
 }
 
 /// Equal to one of `codes`, or a sub-code of it.
@@ -108,13 +113,16 @@ mod tests {
             ("IllegalTimestamp", 400, FaultClass::CredentialFault),
             ("InvalidTimeStamp.Expired", 400, FaultClass::CredentialFault),
             ("InvalidSecurityToken.Expired", 400, FaultClass::CredentialFault),
+            ("Forbidden.AccessKey", 403, FaultClass::CredentialFault),
             ("Forbidden.InDebt", 403, FaultClass::Billing),
             ("InDebtOverdue", 400, FaultClass::Billing),
             ("Forbidden.NoPermission", 403, FaultClass::Denied),
             ("KmsServiceNotEnabled", 403, FaultClass::Denied),
             ("Rejected.Disabled", 409, FaultClass::KeyDisabled),
             ("Rejected.PendingDeletion", 409, FaultClass::KeyDisabled),
+            ("Rejected.PendingImport", 409, FaultClass::KeyDisabled),
             ("Forbidden.KeyNotFound", 404, FaultClass::KeyGone),
+            ("Forbidden.KeyVersionNotFound", 404, FaultClass::Corrupt),
             ("Throttling.User", 400, FaultClass::Unreachable),
             ("InternalFailure", 500, FaultClass::Unreachable),
             ("SerivceUnavailableTemporary", 503, FaultClass::Unreachable),
@@ -132,9 +140,14 @@ mod tests {
     #[test]
     fn code_nobody_knows_never_revokes() {
         for status in [400, 401, 403, 404, 409, 410, 429, 500, 503] {
-            for code in
-                ["", "Forbidden", "Forbidden.KeyNotFoundX", "Rejected", "Rejected.Unavailable", "rejected.disabled"]
-            {
+            for code in [
+                "",
+                "Forbidden",
+                "Forbidden.KeyNotFoundX",
+                "Rejected",
+                "Rejected.StateModifiedFailed",
+                "rejected.disabled",
+            ] {
                 let class = kms("Decrypt", code, status);
                 assert!(
                     matches!(class, FaultClass::Unreachable | FaultClass::Unclassified),

@@ -21,7 +21,6 @@ use keystead_core::{FaultClass, Kek, RootKind, WrapContext, WrappedKek};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
-use zeroize::Zeroizing;
 
 pub use settings::{AlibabaKey, AlibabaSettings, CredentialSource, default_endpoint, default_sts_endpoint};
 
@@ -33,6 +32,7 @@ use super::contract::{
 };
 use super::dates;
 use super::endpoint::Endpoint;
+use super::secret_text::{SecretText, decode_kek, encode_kek};
 use super::transport::{Transport, codes};
 use credentials::Credentials;
 use rpc::{Call, KMS, Rpc, SharedRpc};
@@ -63,7 +63,7 @@ struct Encrypted {
 #[serde(rename_all = "PascalCase")]
 struct Decrypted {
     key_id: String,
-    plaintext: Zeroizing<String>,
+    plaintext: SecretText,
 }
 
 #[derive(Deserialize)]
@@ -71,7 +71,7 @@ struct DataKey {
     #[serde(flatten)]
     encrypted: Encrypted,
     #[serde(rename = "Plaintext")]
-    plaintext: Zeroizing<String>,
+    plaintext: SecretText,
 }
 
 #[derive(Deserialize)]
@@ -132,16 +132,15 @@ impl Alibaba {
         parameters: &[(&str, &str)],
         deadline: Instant,
     ) -> Result<(T, Option<SystemTime>), UpstreamError> {
-        let mut renewed = false;
+        let mut replaced = false;
         loop {
-            let credential =
-                timeout_at(deadline, self.credentials.get(deadline)).await.map_err(|_| late_credential())??;
-            let call = Call { service: KMS, endpoint, action, parameters, credential: Some(&credential) };
+            let credential = self.credentials.get(deadline);
+            let lent = timeout_at(deadline, credential).await.map_err(|_| late_credential())??;
+            let call = Call { service: KMS, endpoint, action, parameters, credential: Some(&lent.value) };
             match self.rpc.call(&call, deadline).await {
-                Err(error)
-                    if faults::is_about_session(&error.code) && !renewed && self.credentials.forget(&credential) =>
-                {
-                    renewed = true;
+                Err(error) if faults::is_about_session(&error.code) && !lent.fresh && !replaced => {
+                    self.credentials.reject(&lent.value).await;
+                    replaced = true;
                 }
                 outcome => return outcome,
             }
@@ -160,7 +159,7 @@ impl Alibaba {
 
     async fn wrapped_kek(&self, kek: &Kek, context: &WrapContext) -> Result<Wrapped, UpstreamError> {
         let bound = self.bound(context)?;
-        let plaintext = Zeroizing::new(Base64::encode_string(kek.expose()));
+        let plaintext = encode_kek(kek);
         let parameters = [
             ("KeyId", self.settings.key.request_id()),
             ("Plaintext", plaintext.as_str()),
@@ -292,7 +291,7 @@ impl Upstream for Alibaba {
     }
 
     fn expiries(&self) -> Vec<Expiry> {
-        self.rpc.transport.expiries().into_iter().chain(self.credentials.expiries()).collect()
+        self.rpc.transport.expiries().into_iter().chain(self.credentials.expiry()).collect()
     }
 
     fn calls(&self) -> CallCounts {
@@ -300,13 +299,8 @@ impl Upstream for Alibaba {
     }
 }
 
-/// The plaintext is 32 bytes in base64.
-fn kek(plaintext: &str) -> Result<Kek, UpstreamError> {
-    let mut bytes = Zeroizing::new([0; Kek::LEN]);
-    match Base64::decode(plaintext, bytes.as_mut_slice()) {
-        Ok(decoded) if decoded.len() == Kek::LEN => Ok(Kek::take(&mut bytes)),
-        _ => Err(malformed("a plaintext that is no 32 bytes in base64")),
-    }
+fn kek(plaintext: &SecretText) -> Result<Kek, UpstreamError> {
+    decode_kek(plaintext).ok_or_else(|| malformed("a plaintext that is no 32 bytes in base64"))
 }
 
 /// A success that cannot be one: not the service's doing, as far as anybody can tell.

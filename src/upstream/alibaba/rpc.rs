@@ -5,11 +5,9 @@ use std::time::SystemTime;
 
 use http::{HeaderMap, Method, StatusCode};
 use keystead_core::FaultClass;
-use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
-use zeroize::Zeroizing;
 
 use super::credentials::Credential;
 use super::faults;
@@ -19,11 +17,11 @@ use crate::upstream::calls::Calls;
 use crate::upstream::contract::UpstreamError;
 use crate::upstream::dates;
 use crate::upstream::endpoint::Endpoint;
+use crate::upstream::form;
 use crate::upstream::retry::Retry;
 use crate::upstream::skew::Skew;
 use crate::upstream::transport::{Reply, Request, Transport};
 
-const FORM: &str = "application/x-www-form-urlencoded";
 /// A clock that is off by less does not make a signature wrong; the vendor allows 15 minutes.
 const NOTABLE_SKEW: u64 = 30;
 
@@ -132,19 +130,19 @@ impl Rpc {
     }
 
     fn request<'a>(&self, call: &Call<'a>) -> Result<Request<'a>, UpstreamError> {
-        let body = form(call.parameters);
+        let body = form::body(call.parameters);
         let host = call.endpoint.authority();
         let (date, nonce, hash) = (dates::iso8601(self.now()), nonce()?, sign::sha256_hex(&body));
         let token = call.credential.and_then(|credential| credential.security_token.as_ref());
         let mut fields = vec![
-            ("content-type", FORM),
+            ("content-type", form::CONTENT_TYPE),
             ("host", &host),
             ("x-acs-action", call.action),
             ("x-acs-content-sha256", &hash),
             ("x-acs-date", &date),
         ];
         if let Some(token) = token {
-            fields.push(("x-acs-security-token", token.expose_secret()));
+            fields.push(("x-acs-security-token", token.expose()));
         }
         fields.extend([("x-acs-signature-nonce", nonce.as_str()), ("x-acs-version", call.service.version)]);
         let mut headers = HeaderMap::new();
@@ -156,28 +154,12 @@ impl Rpc {
         headers.insert(http::header::ACCEPT, http::HeaderValue::from_static("application/json"));
         if let Some(credential) = call.credential {
             let signable = Signable { method: "POST", query: "", headers: &fields, payload_hash: &hash };
-            let secret = credential.access_key_secret.expose_secret().as_bytes();
+            let secret = credential.access_key_secret.expose().as_bytes();
             let authorization = sign::authorization(&signable, &credential.access_key_id, secret);
             headers.insert(http::header::AUTHORIZATION, Request::secret_header(&authorization)?);
         }
         Ok(Request { method: Method::POST, endpoint: call.endpoint, path: "/", headers, body })
     }
-}
-
-/// As `application/x-www-form-urlencoded`; it may hold a key.
-fn form(parameters: &[(&str, &str)]) -> Zeroizing<Vec<u8>> {
-    let longest = parameters.iter().map(|(name, value)| 3 * (name.len() + value.len()) + 2).sum();
-    // Never grows: growing would leave a copy behind.
-    let mut text = String::with_capacity(longest);
-    for (name, value) in parameters {
-        if !text.is_empty() {
-            text.push('&');
-        }
-        sign::push_encoded(&mut text, name);
-        text.push('=');
-        sign::push_encoded(&mut text, value);
-    }
-    Zeroizing::new(text.into_bytes())
 }
 
 /// Never used twice: the service refuses a nonce it has seen.
@@ -196,3 +178,74 @@ fn distance(a: SystemTime, b: SystemTime) -> u64 {
 
 /// Shared by the provider and its credentials.
 pub type SharedRpc = Arc<Rpc>;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::upstream::settings::TransportSettings;
+    use crate::upstream::transport::codes;
+
+    #[derive(Debug, Deserialize)]
+    struct Wanted {
+        #[serde(rename = "KeyId")]
+        _key_id: String,
+    }
+
+    fn judged(action: &'static str, status: u16, body: &[u8]) -> Result<Wanted, UpstreamError> {
+        let transport = Transport::new(TransportSettings::default(), Arc::new(SystemTime::now));
+        let rpc = Rpc::new(transport, Calls::new(&[action], &[]));
+        let endpoint = "https://kms.example".parse().unwrap();
+        let call = Call { service: KMS, endpoint: &endpoint, action, parameters: &[], credential: None };
+        let reply = Reply {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: HeaderMap::new(),
+            body: Zeroizing::new(body.to_vec()),
+            date: None,
+            retry_after: Some(Duration::from_secs(7)),
+        };
+        rpc.judge(&call, &reply)
+    }
+
+    #[test]
+    fn refusal_tells_code_and_request_but_nothing_of_the_message() {
+        let body = br#"{"Code": "Rejected.Disabled", "RequestId": "1D2B", "Message": "secret-one"}"#;
+        let error = judged("Decrypt", 409, body).unwrap_err();
+        assert_eq!((error.class, error.retry_after), (FaultClass::KeyDisabled, Some(Duration::from_secs(7))));
+        let shown = error.to_string();
+        assert!(
+            shown.contains("Rejected.Disabled") && shown.contains("1D2B") && !shown.contains("secret-one"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn success_that_lacks_what_was_asked_for_is_foreign() {
+        for body in [b"".as_slice(), b"<html>", b"{}", b"[]", b"null", br#"{"KeyId": 7}"#, br#"{"KeyId": "k"}}"#] {
+            let error = judged("Decrypt", 200, body).unwrap_err();
+            assert_eq!((error.class, error.code.as_str()), (FaultClass::Unreachable, codes::FOREIGN));
+        }
+        judged("Decrypt", 200, br#"{"KeyId": "k", "Later": 1}"#).unwrap();
+    }
+
+    proptest! {
+        /// Whatever stands in the way may say what it wants, as long as it does not speak the vendor's own words.
+        #[test]
+        fn answer_without_a_known_code_never_revokes(
+            status in 200_u16..600,
+            code in ".{0,80}",
+            garbage in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let json = serde_json::json!({ "Code": code, "Message": code, "RequestId": code }).to_string();
+            for body in [json.as_bytes(), garbage.as_slice()] {
+                let error = judged("Decrypt", status, body).unwrap_err();
+                prop_assert!(matches!(error.class, FaultClass::Unreachable | FaultClass::Unclassified), "{error}");
+                prop_assert!(error.code.len() <= 64 && error.code.bytes().all(|byte| (0x20..0x7f).contains(&byte)));
+            }
+        }
+    }
+}

@@ -53,17 +53,6 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// RFC 3986: everything but unreserved characters, also in a form, where a blank is `%20`.
-pub fn push_encoded(out: &mut String, text: &str) {
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,12 +77,5 @@ mod tests {
              SignedHeaders=host;x-acs-action;x-acs-content-sha256;x-acs-date;x-acs-signature-nonce;x-acs-version,\
              Signature=06563a9e1b43f5dfe96b81484da74bceab24a1d853912eee15083a6f0f3283c0"
         );
-    }
-
-    #[test]
-    fn everything_but_unreserved_characters_is_encoded() {
-        let mut out = String::new();
-        push_encoded(&mut out, "aZ0-_.~ +/=&%é");
-        assert_eq!(out, "aZ0-_.~%20%2B%2F%3D%26%25%C3%A9");
     }
 }

@@ -125,11 +125,14 @@ impl Credentials {
         }
     }
 
-    /// Of what is not renewed by itself.
     pub fn expiry(&self) -> Option<Expiry> {
-        let Source::File(file) = &self.source else { return None };
-        let not_after = file.last()?.expiration?;
-        Some(Expiry { what: "STS session in the credentials file".into(), not_after })
+        let not_after = match &self.source {
+            Source::File(file) => file.last()?.expiration?,
+            Source::WebIdentity { session, .. } | Source::InstanceMetadata { session, .. } => {
+                session.not_after(self.transport.now())?
+            }
+        };
+        Some(Expiry { what: "STS session".into(), not_after })
     }
 
     async fn assume(

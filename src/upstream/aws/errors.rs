@@ -14,15 +14,13 @@ pub(super) const INVALID_STATE: &str = "KMSInvalidStateException";
 struct Failure {
     #[serde(rename = "__type")]
     kind: String,
-    #[serde(alias = "Message", default)]
-    message: String,
 }
 
 /// What an answer of KMS that is no success says.
 pub(super) fn from_kms(reply: &Reply) -> UpstreamError {
     const KMS: &str = "AWS KMS";
     match serde_json::from_slice::<Failure>(&reply.body) {
-        Ok(failure) => told(reply, bare(&failure.kind), KMS, &failure.message),
+        Ok(failure) => told(reply, bare(&failure.kind), KMS),
         Err(_) => foreign(reply, KMS),
     }
 }
@@ -31,9 +29,9 @@ pub(super) fn from_kms(reply: &Reply) -> UpstreamError {
 pub(super) fn from_sts(reply: &Reply) -> UpstreamError {
     const STS: &str = "AWS STS";
     let text = std::str::from_utf8(&reply.body).unwrap_or_default();
-    match xml::text(text, "ErrorResponse").and_then(|body| Some((xml::text(body, "Code")?, body))) {
-        Some((code, body)) => {
-            let error = told(reply, code, STS, xml::text(body, "Message").unwrap_or_default());
+    match xml::text(text, "ErrorResponse").and_then(|body| xml::text(body, "Code")) {
+        Some(code) => {
+            let error = told(reply, code, STS);
             match error.class {
                 // The role's own permission is a matter of the credential: nothing was asked of the key yet.
                 FaultClass::Denied => UpstreamError { class: FaultClass::CredentialFault, ..error },
@@ -50,9 +48,12 @@ fn bare(kind: &str) -> &str {
     name.split_once(':').map_or(name, |(name, _)| name)
 }
 
-fn told(reply: &Reply, code: &str, service: &str, message: &str) -> UpstreamError {
+/// Without the service's message: it may repeat what was sent.
+fn told(reply: &Reply, code: &str, service: &str) -> UpstreamError {
     let class = class_of(code).unwrap_or_else(|| unsorted(reply.status));
-    let detail = format!("{service} answered {}: {}", reply.status.as_u16(), printable(message, 200));
+    let id = reply.headers.get("x-amzn-requestid").and_then(|id| id.to_str().ok()).map(|id| printable(id, 64));
+    let id = id.map(|id| format!(", request {id}")).unwrap_or_default();
+    let detail = format!("{service} refused with status {}{id}", reply.status.as_u16());
     UpstreamError { retry_after: reply.retry_after, ..UpstreamError::new(class, printable(code, 64), detail) }
 }
 
@@ -104,6 +105,7 @@ pub(super) fn concerns_the_credential(error: &UpstreamError) -> bool {
 #[cfg(test)]
 mod tests {
     use http::{HeaderMap, StatusCode};
+    use proptest::prelude::*;
     use zeroize::Zeroizing;
 
     use super::*;
@@ -162,6 +164,34 @@ mod tests {
             ("IDPCommunicationError", FaultClass::Unreachable),
         ] {
             assert_eq!(from_sts(&reply(400, &body(code))).class, class, "{code}");
+        }
+    }
+
+    #[test]
+    fn refusal_shows_code_and_request_but_nothing_of_the_message() {
+        let mut reply = reply(400, r#"{"__type":"DisabledException","message":"s3cret"}"#);
+        reply.headers.insert("x-amzn-requestid", http::HeaderValue::from_static("1b2d"));
+        let shown = from_kms(&reply).to_string();
+        assert!(shown.contains("DisabledException") && shown.contains("1b2d") && !shown.contains("s3cret"), "{shown}");
+    }
+
+    proptest! {
+        /// Whatever stands in the way may say what it wants, as long as it does not speak the vendor's own words.
+        #[test]
+        fn answer_without_a_known_code_never_revokes(
+            status in 200_u16..600,
+            code in ".{0,80}",
+            garbage in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let json = serde_json::json!({"__type": code, "message": code}).to_string();
+            let xml = format!("<ErrorResponse><Error><Code>{code}</Code></Error></ErrorResponse>");
+            for body in [json.into_bytes(), xml.into_bytes(), garbage] {
+                let reply = Reply { body: Zeroizing::new(body), ..reply(status, "") };
+                for error in [from_kms(&reply), from_sts(&reply)] {
+                    prop_assert!(matches!(error.class, FaultClass::Unreachable | FaultClass::Unclassified), "{error}");
+                    prop_assert!(error.code.len() <= 64 && error.code.bytes().all(|byte| (0x20..0x7f).contains(&byte)));
+                }
+            }
         }
     }
 }

@@ -18,8 +18,9 @@ struct Failure {
 
 #[derive(Deserialize)]
 struct Resource {
+    /// What tells it from a stranger's JSON.
     #[serde(rename = "errorMsg")]
-    message: String,
+    _message: String,
     #[serde(default)]
     reasons: Vec<Reason>,
 }
@@ -27,31 +28,25 @@ struct Resource {
 #[derive(Deserialize)]
 struct Reason {
     code: String,
-    #[serde(default)]
-    message: String,
 }
 
 #[derive(Deserialize)]
 struct IamFailure {
     #[serde(rename = "errorCode")]
     code: String,
-    #[serde(rename = "errorMessage", default)]
-    message: String,
 }
 
 /// What an answer of Key Protect that is no success says.
 pub(super) fn from_key_protect(reply: &Reply) -> UpstreamError {
     let Some(resource) = failure(reply) else { return foreign(reply, SERVICE) };
-    let (code, message) = match resource.reasons.into_iter().next() {
-        Some(reason) => (reason.code, reason.message),
+    let code = match resource.reasons.into_iter().next() {
+        Some(reason) => reason.code,
         // The vendor documents a refusal of access without reasons.
-        None if matches!(reply.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-            (UNAUTHORIZED.to_owned(), resource.message)
-        }
-        None => (format!("http-{}", reply.status.as_u16()), resource.message),
+        None if matches!(reply.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => UNAUTHORIZED.to_owned(),
+        None => format!("http-{}", reply.status.as_u16()),
     };
     let class = class_of(&code).unwrap_or_else(|| unsorted(reply.status));
-    told(reply, class, &code, SERVICE, &message)
+    told(reply, class, &code, SERVICE)
 }
 
 /// What an answer of IAM that is no success says.
@@ -63,15 +58,18 @@ pub(super) fn from_iam(reply: &Reply) -> UpstreamError {
         FaultClass::Unclassified if failure.code.starts_with("BXNIM") => FaultClass::CredentialFault,
         other => other,
     };
-    told(reply, class, &failure.code, IAM, &failure.message)
+    told(reply, class, &failure.code, IAM)
 }
 
 fn failure(reply: &Reply) -> Option<Resource> {
     serde_json::from_slice::<Failure>(&reply.body).ok()?.resources.into_iter().next()
 }
 
-fn told(reply: &Reply, class: FaultClass, code: &str, service: &str, message: &str) -> UpstreamError {
-    let detail = format!("{service} answered {}: {}", reply.status.as_u16(), printable(message, 200));
+/// Without the service's message: it may repeat what was sent.
+fn told(reply: &Reply, class: FaultClass, code: &str, service: &str) -> UpstreamError {
+    let id = reply.headers.get("correlation-id").and_then(|id| id.to_str().ok()).map(|id| printable(id, 64));
+    let id = id.map(|id| format!(", correlation ID {id}")).unwrap_or_default();
+    let detail = format!("{service} refused with status {}{id}", reply.status.as_u16());
     UpstreamError { retry_after: reply.retry_after, ..UpstreamError::new(class, printable(code, 64), detail) }
 }
 
@@ -90,6 +88,7 @@ fn class_of(code: &str) -> Option<FaultClass> {
 #[cfg(test)]
 mod tests {
     use http::HeaderMap;
+    use proptest::prelude::*;
     use zeroize::Zeroizing;
 
     use super::*;
@@ -162,6 +161,38 @@ mod tests {
             (503, FaultClass::Unreachable),
         ] {
             assert_eq!(from_iam(&reply(status, body)).class, class, "{status}");
+        }
+    }
+
+    #[test]
+    fn refusal_shows_code_and_correlation_but_nothing_of_the_message() {
+        let body = r#"{"resources":[{"errorMsg":"s3cret","reasons":[{"code":"KEY_DELETED_ERR","message":"s3cret"}]}]}"#;
+        let mut reply = reply(410, body);
+        reply.headers.insert("correlation-id", http::HeaderValue::from_static("1b2d"));
+        let shown = from_key_protect(&reply).to_string();
+        assert!(shown.contains("KEY_DELETED_ERR") && shown.contains("1b2d") && !shown.contains("s3cret"), "{shown}");
+    }
+
+    proptest! {
+        /// Whatever stands in the way may say what it wants, as long as it does not speak the vendor's own words.
+        #[test]
+        fn answer_without_a_known_code_never_revokes(
+            status in (200_u16..600).prop_filter("the vendor refuses access without a code", |status| !matches!(status, 401 | 403)),
+            code in ".{0,80}",
+            garbage in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let spoken = serde_json::json!({
+                "resources": [{"errorMsg": code, "reasons": [{"code": code, "message": code}]}],
+                "errorCode": code,
+            });
+            let bare = serde_json::json!({"resources": [{"errorMsg": code}]});
+            for body in [spoken.to_string().into_bytes(), bare.to_string().into_bytes(), garbage] {
+                let reply = Reply { body: Zeroizing::new(body), ..reply(status, "") };
+                for error in [from_key_protect(&reply), from_iam(&reply)] {
+                    prop_assert!(matches!(error.class, FaultClass::Unreachable | FaultClass::Unclassified), "{error}");
+                    prop_assert!(error.code.len() <= 64 && error.code.bytes().all(|byte| (0x20..0x7f).contains(&byte)));
+                }
+            }
         }
     }
 }

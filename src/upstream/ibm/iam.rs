@@ -15,6 +15,7 @@ use super::settings::IbmSettings;
 use crate::upstream::UpstreamError;
 use crate::upstream::answer;
 use crate::upstream::calls::Calls;
+use crate::upstream::contract::Expiry;
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::form;
 use crate::upstream::renewed::{Exchanged, Lent, Renewed};
@@ -60,6 +61,11 @@ impl Iam {
     /// The service refuses this token.
     pub async fn reject(&self, token: &Arc<Token>) {
         self.tokens.reject(token).await;
+    }
+
+    pub fn expiry(&self) -> Option<Expiry> {
+        let not_after = self.tokens.not_after(self.transport.now())?;
+        Some(Expiry { what: "IAM token".into(), not_after })
     }
 
     async fn exchange(

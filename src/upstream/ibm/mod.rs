@@ -279,7 +279,7 @@ impl Upstream for Ibm {
     }
 
     fn expiries(&self) -> Vec<Expiry> {
-        self.transport.expiries()
+        self.transport.expiries().into_iter().chain(self.iam.expiry()).collect()
     }
 
     fn calls(&self) -> CallCounts {

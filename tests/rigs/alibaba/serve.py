@@ -54,8 +54,9 @@ class Rig:
         self.kms_keys.reset()
         self.revoked, self.nonces, self.metadata_tokens = set(), set(), set()
         self.session_seconds, self.role_trusted = 3600, True
-        kept = self.lasting["AccessKeyId"]
-        self.sessions = {kept: {**self.sessions[kept], "expires": time.time() + 3600}}
+        secret, token = self.lasting["AccessKeySecret"], self.lasting["SecurityToken"]
+        lasting = {"secret": secret, "token": token, "expires": time.time() + 3600}
+        self.sessions = {self.lasting["AccessKeyId"]: lasting}
 
     def now(self):
         """All of the vendor's services are on one time; skew without a service's name sets them all."""
@@ -215,6 +216,9 @@ class Rig:
                 self.revoked.add(self.main)
             case "restore-credential":
                 self.revoked.clear()
+            case "expire-tokens" if order.get("forgotten"):
+                # The vendor's other answer to an old session: it does not know the access key.
+                self.sessions.clear()
             case "expire-tokens":
                 for session in self.sessions.values():
                     session["expires"] = 0
