@@ -14,8 +14,8 @@ Exit codes:
   0  done
   1  failed
   2  wrong usage or configuration
-  3  the daemon cannot be reached
-  4  the daemon refused
+  3  the daemon (upstream check: the cloud) cannot be reached
+  4  the daemon (upstream check: the cloud) refused
   5  the daemon answers, but does not serve as it should
   6  `doctor` found warnings
   7  `doctor` found something critical";

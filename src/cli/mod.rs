@@ -15,6 +15,7 @@ mod init;
 mod internal;
 mod key;
 mod kms;
+mod lease;
 mod paint;
 mod recover;
 mod recovery;
@@ -28,6 +29,8 @@ mod status;
 mod table;
 mod time;
 mod token;
+#[cfg(feature = "cloud")]
+mod upstream;
 mod wiring;
 
 use std::path::{Path, PathBuf};
@@ -90,6 +93,13 @@ enum Command {
     /// The tokens of the PKCS#11 module
     #[command(subcommand)]
     Token(token::Command),
+    /// The cloud key of the cloud profile
+    #[cfg(feature = "cloud")]
+    #[command(subcommand)]
+    Upstream(upstream::Command),
+    /// The lease on the cloud key's offline copy
+    #[command(subcommand)]
+    Lease(lease::Command),
     /// The running daemon's custodian: the process that holds the PKCS#11 module and the PIN
     #[command(name = "custodian")]
     Custodian(custodian::Arguments),
@@ -148,6 +158,9 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
         Command::Audit(command) => audit::run(&command, config),
+        #[cfg(feature = "cloud")]
+        Command::Upstream(command) => upstream::run(&command, config, cli.global.output),
+        Command::Lease(command) => lease::run(&command, config),
         Command::Config(command) => config_check::run(&command, config),
         Command::Completions(arguments) => Ok(shell::completions(&arguments, Cli::command())),
         Command::Man(arguments) => shell::man(&arguments, with_exit_codes(Cli::command())),
@@ -217,6 +230,11 @@ mod tests {
             "keystead config check",
             "keystead completions zsh",
             "keystead man --out pages",
+            "keystead lease extend --grant grant.txt",
+            "keystead lease grant --key private.pem --status status.json --for 72h --out grant.txt",
+            "keystead lease grant --key p.pem --key-id ks1.a.1.abababababababababababababababab --epoch 4 --for 7d --out g",
+            #[cfg(feature = "cloud")]
+            "keystead upstream check",
             "keystead kms status",
             "keystead kms --socket /run/kms.sock encrypt --in a --out b",
             "keystead kms decrypt",

@@ -1,10 +1,14 @@
 //! `keystead status`: what the running daemon serves, from where, and what an operator should know.
 
+mod upstream;
+
 use std::path::Path;
 
 use keystead_wire::admin::v1::admin_client::AdminClient;
-use keystead_wire::admin::v1::{Audit, CustodianProcess, Custody, GetStatusRequest, GetStatusResponse, Sandbox, Scan};
-use serde_json::json;
+use keystead_wire::admin::v1::{
+    Audit, CustodianProcess, Custody, GetStatusRequest, GetStatusResponse, Sandbox, Scan, Survival,
+};
+use serde_json::{Value, json};
 
 use super::connection::{Connection, runtime};
 use super::exit::{Exit, Failure};
@@ -81,6 +85,10 @@ fn report(status: &GetStatusResponse) -> Report {
             "uid": sandbox.uid,
         },
         "scan": status.scan.as_ref().map(scan),
+        "upstream": status.upstream.as_ref().map(upstream::json),
+        "apiserver_restart": survival(status.apiserver_restart.as_ref()),
+        "reboot": survival(status.reboot.as_ref()),
+        "actions": status.actions,
         "warnings": status.warnings,
     });
     let exit = if status.availability == "online" { Exit::Done } else { Exit::NotServing };
@@ -111,6 +119,12 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
             plain("Scan", scan_line(status.scan.as_ref()));
         }
     }
+    if let Some(upstream) = &status.upstream {
+        upstream::rows(upstream).into_iter().for_each(|(name, value)| plain(name, value));
+    }
+    if let (Some(apiserver), Some(reboot)) = (&status.apiserver_restart, &status.reboot) {
+        plain("Restart now", format!("apiserver {}; this machine {}", fate(apiserver), fate(reboot)));
+    }
     plain("Custody", custody_line(custody));
     if !custody.token_label.is_empty() || !custody.token_serial.is_empty() {
         let Custody { token_label, token_serial, manufacturer, model, .. } = custody;
@@ -130,6 +144,10 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
     plain("Metrics", metrics);
     plain("Daemon", format!("version {}, up {}", status.version, time::span(status.uptime_seconds)));
     let mut text = table::painted_fields(&rows);
+    if !status.actions.is_empty() {
+        text.push_str("\nTo do:\n");
+        text.push_str(&table::list(&status.actions));
+    }
     if !status.warnings.is_empty() {
         text.push_str("\nTo know:\n");
         text.push_str(&table::list(&status.warnings));
@@ -145,6 +163,18 @@ fn audit(audit: Option<Audit>) -> String {
     let what = if requests { "admin actions and requests" } else { "admin actions" };
     let how = if failing { "CANNOT BE WRITTEN" } else { "recording" };
     format!("{how} {what}, {last} lines, {lost} lost")
+}
+
+fn survival(survival: Option<&Survival>) -> Value {
+    let survival = survival.cloned().unwrap_or_default();
+    json!({ "survives": survival.survives, "why": survival.why })
+}
+
+fn fate(survival: &Survival) -> String {
+    match (survival.survives, survival.why.as_str()) {
+        (true, _) => "survived".into(),
+        (false, why) => format!("NOT survived: {why}"),
+    }
 }
 
 fn custody_line(custody: &Custody) -> String {
@@ -199,6 +229,7 @@ fn protection(sandbox: Sandbox) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use keystead_wire::admin::v1::{Expiry, Upstream, UpstreamCalls};
 
     fn status() -> GetStatusResponse {
         GetStatusResponse {
@@ -234,6 +265,61 @@ mod tests {
         );
         assert!(report.text.lines().all(|line| line.chars().count() <= 80), "{}", report.text);
         assert_eq!(report.json["custody"]["token_serial"], "4d3a9f");
+    }
+
+    #[test]
+    fn outage_is_told_in_eighty_columns() {
+        let report = report(&GetStatusResponse {
+            availability: "degraded".into(),
+            reason: "the cloud cannot be reached".into(),
+            upstream: Some(Upstream {
+                kind: "alibaba".into(),
+                provider: "Alibaba Cloud KMS".into(),
+                key: "key-hzz65f1f4b3example0001".into(),
+                region: "cn-hangzhou".into(),
+                endpoint: "https://kms.cn-hangzhou.aliyuncs.com".into(),
+                down_since: 1_763_816_645,
+                last_contact: 1_763_816_045,
+                fault_class: "unreachable".into(),
+                fault_code: "connect-timeout".into(),
+                fault_detail: "no connection to kms.cn-hangzhou.aliyuncs.com within 3 s".into(),
+                lease_remaining_seconds: 70 * 3600,
+                lease_total_seconds: 72 * 3600,
+                consequence: "in 70h 0m the lease ends and nothing is served any more".into(),
+                calls: vec![UpstreamCalls { operation: "Decrypt".into(), succeeded: 144, failed: 7 }],
+                calls_today: 151,
+                call_budget: 400,
+                cost_today: 0.000_453,
+                currency: "USD".into(),
+                expiries: vec![Expiry { what: "STS credential".into(), not_after: 1_763_820_000 }],
+                proven: true,
+                ..Upstream::default()
+            }),
+            apiserver_restart: Some(Survival { survives: true, why: String::new() }),
+            reboot: Some(Survival { survives: false, why: "custody is token-missing".into() }),
+            actions: vec!["`keystead upstream check` shows where the way to the cloud ends".into()],
+            ..status()
+        });
+        assert_eq!(report.exit, Exit::NotServing);
+        for part in [
+            "Alibaba Cloud KMS",
+            "DOWN since 2025-11-22T13:04:05Z",
+            "(unreachable, connect-timeout)",
+            "2d 22h of 3d 0h left",
+            "151 of 400 in 24h, about 0.0005 USD",
+            "STS credential until 2025-11-22T14:00:00Z",
+            "apiserver survived; this machine NOT survived: custody is token-missing",
+            "To do:\n- `keystead upstream check`",
+        ] {
+            let whole = report.text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let part = part.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(whole.contains(&part), "{part} is not in\n{}", report.text);
+        }
+        assert!(report.text.lines().all(|line| line.chars().count() <= 80), "{}", report.text);
+        assert_eq!(report.json["upstream"]["lease_remaining_seconds"], 70 * 3600);
+        assert_eq!(report.json["upstream"]["down_since"], "2025-11-22T13:04:05Z");
+        assert_eq!(report.json["upstream"]["calls"]["Decrypt"]["failed"], 7);
+        assert_eq!(report.json["reboot"]["survives"], false);
     }
 
     #[test]

@@ -11,12 +11,16 @@ use keystead_core::{GenerationNumber, KeyCommitment};
 use super::exit::{Exit, Failure};
 use super::remedy::Remedy;
 use super::status;
-use crate::config::{Settings, Source};
+use crate::config::{Settings, Source, UpstreamTable};
 use crate::custody::contract::TokenSummary;
+#[cfg(feature = "cloud")]
+use crate::process::cloud::{self, CloudError};
 use crate::process::once::with_custodian;
 use crate::process::start;
-use crate::service::init::{self, InitError, InitRequest, Initialized};
+use crate::service::init::{self, InitCloud, InitError, InitRequest, Initialized};
 use crate::service::recover::{self, Openers, RebuildRequest, Rebuilt, RecoverError, Summary};
+#[cfg(feature = "cloud")]
+use crate::service::upstream_check::{Step, check};
 use crate::store::{Store, StoreError, writable_by_others};
 
 /// What `init` is asked for.
@@ -51,7 +55,7 @@ pub fn init(order: &InitOrder, settings: &Settings, source: &Source) -> Result<I
         node: settings.node.clone(),
         recovery: order.recovery.as_deref().map(recovery_key).transpose()?,
         abandon_lost_store: order.abandon_lost_store,
-        cloud: None,
+        cloud: settings.upstream.as_ref().map(init_cloud).transpose()?,
     };
     let config = start::config_copy(source);
     let outcome = with_custodian(settings, &config, |custody| async move {
@@ -72,6 +76,18 @@ pub fn init(order: &InitOrder, settings: &Settings, source: &Source) -> Result<I
         Some(initialized) => Ok(described(&initialized)),
         None => served(settings),
     }
+}
+
+/// The cloud key that is to be the durable root.
+#[cfg(feature = "cloud")]
+fn init_cloud(table: &UpstreamTable) -> Result<InitCloud, Failure> {
+    cloud::init_parts(table).map_err(|error| Failure::from_error(Exit::Usage, &error))
+}
+
+#[cfg(not(feature = "cloud"))]
+fn init_cloud(_: &UpstreamTable) -> Result<InitCloud, Failure> {
+    let failure = Failure::new(Exit::Usage, "the configuration has an [upstream], and this build has no cloud in it");
+    Err(failure.next("install a build with the feature `cloud`, or take [upstream] out"))
 }
 
 /// The key of the daemon that has the store open.
@@ -166,6 +182,7 @@ pub fn recover(order: RecoverOrder, settings: &Settings, source: &Source) -> Res
         replace_store: order.replace_store,
     };
     let config = start::config_copy(source);
+    let cloud = settings.upstream.as_ref().map(init_cloud).transpose()?;
     let outcome = with_custodian(settings, &config, |custody| async move {
         if !order.dry_run {
             guarded(&settings.store.path)?;
@@ -179,12 +196,13 @@ pub fn recover(order: RecoverOrder, settings: &Settings, source: &Source) -> Res
             // Before anything is asked of the token.
             return Err(failed(RecoverError::StoreIsThere));
         }
-        let openers = Openers { custody: Some(&custody), upstream: None, private: private.as_ref(), trusted: &trusted };
+        let upstream = cloud.as_ref().map(|cloud| &*cloud.upstream);
+        let openers = Openers { custody: Some(&custody), upstream, private: private.as_ref(), trusted: &trusted };
         let findings = recover::open(sightings, &openers).await.map_err(failed)?;
         let summary = findings.summary();
         let rebuilt = match &store {
             Some(store) if !summary.opened.is_empty() => {
-                Some(recover::rebuild(&request, findings, store, &custody, None).await.map_err(failed)?)
+                Some(recover::rebuild(&request, findings, store, &custody, cloud.as_ref()).await.map_err(failed)?)
             }
             _ => None,
         };
@@ -215,6 +233,31 @@ fn recovery_key(path: &Path) -> Result<P256PublicKey, Failure> {
         .map_err(|error| Failure::new(Exit::Usage, format!("cannot read {}: {error}", path.display())).next(NEXT))?;
     P256PublicKey::from_pem(&pem)
         .map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", path.display())).next(NEXT))
+}
+
+/// What `upstream check` found.
+#[cfg(feature = "cloud")]
+#[derive(Debug)]
+pub struct Checked {
+    pub provider: String,
+    pub key: String,
+    pub endpoint: String,
+    pub steps: Vec<Step>,
+}
+
+/// Tries the way to the cloud key from this process, with the files that the daemon would read.
+#[cfg(feature = "cloud")]
+pub fn check_upstream(settings: &Settings) -> Result<Checked, Failure> {
+    let Some(table) = &settings.upstream else {
+        let failure = Failure::new(Exit::Usage, "the configuration has no [upstream]: there is no cloud to ask");
+        return Err(failure.next("docs/configuration.md has the keys, hsm-configs/cloud-*.toml whole examples"));
+    };
+    let unusable = |error: &CloudError| Failure::from_error(Exit::Usage, error);
+    let upstream = cloud::client(table, cloud::command_clock()).map_err(|error| unusable(&error))?;
+    let endpoint = upstream.identity().endpoint.clone();
+    let hop = cloud::first_hop(table, &endpoint).map_err(|error| unusable(&error))?;
+    let steps = super::connection::runtime()?.block_on(check(upstream.as_ref(), &hop, &settings.keyring));
+    Ok(Checked { provider: upstream.identity().provider.to_owned(), key: table.key.clone(), endpoint, steps })
 }
 
 /// Runs the daemon; returns when it has ended as asked.

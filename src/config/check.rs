@@ -5,10 +5,12 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
 use super::settings::Settings;
 use super::site::Site;
-use super::units::show_mode;
+use super::units::{show_duration, show_mode};
+use super::upstream::UpstreamTable;
 use crate::custody::settings::PinSource;
 use crate::process::users::{User, Users};
 use crate::rpc::peer::PeerPolicy;
@@ -57,6 +59,9 @@ pub fn check(settings: &Settings, site: &Site) -> Vec<Finding> {
     folder("store.path", &settings.store.path, users.map(|users| &users.server), report);
     socket(&settings.kms.socket, &settings.kms.peers, ["kms.socket", "kms.allow_uids"], report);
     socket(&settings.admin.socket, &settings.admin.peers, ["admin.socket", "admin.allow_uids"], report);
+    if let Some(table) = &settings.upstream {
+        upstream(table, settings, report);
+    }
     if !settings.sandbox.landlock && settings.users.is_none() {
         note(report, "sandbox.landlock", "is off: the server process could open the PIN file".into());
     }
@@ -225,6 +230,61 @@ fn readable(file: &Metadata, user: &User) -> bool {
     file.mode() & bit != 0
 }
 
+fn upstream(table: &UpstreamTable, settings: &Settings, report: &mut Vec<Finding>) {
+    if let Some(file) = &table.ca_file {
+        upstream_file("upstream.ca_file", file, "put the CA certificates of the endpoint there, in PEM", report);
+    }
+    if let Some(file) = &table.credentials_file {
+        let key = "upstream.credentials_file";
+        upstream_file(key, file, "put the credentials there, mode 0400 (docs/configuration.md has their form)", report);
+        if fs::metadata(file).is_ok_and(|metadata| metadata.mode() & 0o037 != 0) {
+            let shown = file.display();
+            problem(report, key, format!("others than owner and group may read {shown}: `chmod 0400 {shown}`"));
+        }
+    }
+    if let Some(file) = &table.grant_key {
+        upstream_file("upstream.grant_key", file, "put the public key of the lease grants there, in PEM", report);
+    }
+    // A new file in the PIN's folder cannot be opened by the confined server.
+    let pin_folder = match &settings.custody.pin {
+        PinSource::File(pin) => pin.parent(),
+        PinSource::Credential(_) => None,
+    };
+    for (key, file) in [("upstream.ca_file", &table.ca_file), ("upstream.credentials_file", &table.credentials_file)] {
+        if let Some(file) = file
+            && pin_folder.is_some_and(|folder| file.parent().is_some_and(|parent| folder.starts_with(parent)))
+        {
+            let remedy = "put it into a folder of its own, as /etc/keystead/upstream";
+            note(report, key, format!("lies in a folder with the PIN: once replaced it cannot be read; {remedy}"));
+        }
+    }
+    if table.lease < Duration::from_secs(3600) {
+        let lease = show_duration(table.lease);
+        note(report, "upstream.lease", format!("is {lease}: an outage of that length ends the service"));
+    }
+    let renewals = Duration::from_secs(86_400).as_millis() / table.renew_every.as_millis().max(1);
+    if renewals > u128::from(table.daily_call_budget) {
+        let message = format!("is less than the {renewals} renewals of a day: the alarm would never be silent");
+        note(report, "upstream.daily_call_budget", message);
+    }
+}
+
+fn upstream_file(key: &'static str, path: &Path, remedy: &str, report: &mut Vec<Finding>) {
+    let shown = path.display();
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            problem(report, key, format!("{shown} does not exist; {remedy}"));
+        }
+        Err(error) => problem(report, key, format!("{shown}: {error}")),
+        Ok(metadata) if !metadata.is_file() => problem(report, key, format!("{shown} is not a file")),
+        Ok(metadata) if metadata.len() == 0 => problem(report, key, format!("{shown} is empty; {remedy}")),
+        Ok(_) if rustix::fs::access(path, rustix::fs::Access::READ_OK).is_err() => {
+            problem(report, key, format!("{shown} cannot be read by this user; run the check as the daemon's user"));
+        }
+        Ok(_) => {}
+    }
+}
+
 /// With the sticky bit only an entry's owner may rename or remove it.
 fn replaceable_by_others(folder: &Metadata) -> bool {
     folder.mode() & 0o002 != 0 && folder.mode() & 0o1000 == 0
@@ -344,5 +404,28 @@ mod tests {
         rig.settings.sandbox.landlock = false;
         let expected = [("kms.allow_uids", Severity::Problem), ("sandbox.landlock", Severity::Note)];
         assert_eq!(rig.found(), expected);
+    }
+    #[test]
+    fn upstream_s_files_are_looked_at_and_a_lease_too_short_is_noted() {
+        let mut rig = rig();
+        let at = |name: &str| rig.folder.path().join(name);
+        let text = "node = 'n'\n[upstream]\nkind = 'alibaba'\nkey = 'a'\nregion = 'b'\nca_file = 'cloud/ca.pem'\n\
+                    credentials_file = 'credentials'\nrenew_every = '1s'\nlease = '1m'\n";
+        let source = Source::from_parts(Some(at("config.toml")), text.into());
+        rig.settings.upstream = Settings::from_source(&source, &rig.site).unwrap().upstream;
+        fs::write(at("credentials"), "secret").unwrap();
+        fs::set_permissions(at("credentials"), Permissions::from_mode(0o644)).unwrap();
+        let expected = [
+            ("upstream.ca_file", Severity::Problem),
+            ("upstream.credentials_file", Severity::Problem),
+            ("upstream.credentials_file", Severity::Note),
+            ("upstream.lease", Severity::Note),
+            ("upstream.daily_call_budget", Severity::Note),
+        ];
+        assert_eq!(rig.found(), expected);
+        fs::set_permissions(at("credentials"), Permissions::from_mode(0o400)).unwrap();
+        fs::create_dir(at("cloud")).unwrap();
+        fs::write(at("cloud/ca.pem"), "pem").unwrap();
+        assert!(rig.found().iter().all(|(_, severity)| *severity == Severity::Note), "{:?}", rig.found());
     }
 }

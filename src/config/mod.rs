@@ -15,6 +15,7 @@ mod settings;
 mod site;
 mod source;
 pub mod units;
+mod upstream;
 
 pub use check::{Finding, Severity, check};
 pub use effective::{Effective, Origin};
@@ -22,3 +23,4 @@ pub use error::{ConfigError, Fault};
 pub use settings::{AdminSettings, KmsSettings, SandboxSettings, Settings, StoreSettings};
 pub use site::Site;
 pub use source::Source;
+pub use upstream::{CredentialSource, Network, OnKeyVersion, Price, UpstreamKind, UpstreamTable};

@@ -14,6 +14,7 @@ use serde::de::{self, Deserializer, Visitor};
 use toml::Spanned;
 
 use super::units::{Mode, Size, Span};
+use super::upstream::RawUpstream;
 use crate::custody::settings::MechanismChoice;
 use crate::telemetry::log::{Format, Level};
 
@@ -33,6 +34,7 @@ pub struct Raw {
     pub log: Log,
     pub sandbox: Sandbox,
     pub process: Process,
+    pub upstream: Option<Spanned<RawUpstream>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -17,6 +17,7 @@ use super::raw::{self, Account, AuditFailure, AuditForward, AuditLevel, Kind, Li
 use super::site::{Site, resolve};
 use super::source::Source;
 use super::units::{show_duration, show_size};
+use super::upstream::UpstreamTable;
 use super::{accounts, node};
 use crate::audit::settings::{self as audit, AuditSettings, FailurePolicy, Forward};
 use crate::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
@@ -29,7 +30,7 @@ use crate::telemetry::log::LogSettings;
 /// In seconds.
 const DAY: u64 = 24 * 3600;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     pub keyring: KeyringId,
     pub node: NodeId,
@@ -49,6 +50,8 @@ pub struct Settings {
     pub sandbox: SandboxSettings,
     /// `None`: server and custodian run as whoever starts the daemon.
     pub users: Option<Users>,
+    /// The cloud profile; `None` is the local one, without any network.
+    pub upstream: Option<UpstreamTable>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,6 +149,13 @@ impl Builder<'_> {
                 seccomp: raw.sandbox.seccomp.unwrap_or(true),
             },
             users,
+            upstream: raw
+                .upstream
+                .map(|table| {
+                    let span = table.span();
+                    self.upstream(table.into_inner(), span)
+                })
+                .transpose()?,
         };
         if settings.kms.socket.path == settings.admin.socket.path {
             let (span, key) = match (admin_span, kms_span) {
@@ -367,7 +377,12 @@ impl Builder<'_> {
         })
     }
 
-    fn path(&self, key: &str, given: Option<Spanned<PathBuf>>, default: &str) -> Result<PathBuf, ConfigError> {
+    pub(super) fn path(
+        &self,
+        key: &str,
+        given: Option<Spanned<PathBuf>>,
+        default: &str,
+    ) -> Result<PathBuf, ConfigError> {
         let Some(given) = given else { return Ok(PathBuf::from(default)) };
         let bytes = given.get_ref().as_os_str().as_bytes();
         if bytes.is_empty() || bytes.contains(&0) {
@@ -393,7 +408,7 @@ impl Builder<'_> {
         Ok(path)
     }
 
-    fn short(&self, key: &str, given: Spanned<String>, longest: usize) -> Result<String, ConfigError> {
+    pub(super) fn short(&self, key: &str, given: Spanned<String>, longest: usize) -> Result<String, ConfigError> {
         let text = given.get_ref();
         if text.is_empty() || text.len() > longest || text.chars().any(char::is_control) {
             let problem = format_args!("must have 1 to {longest} printable bytes");
@@ -402,7 +417,7 @@ impl Builder<'_> {
         Ok(given.into_inner())
     }
 
-    fn count(
+    pub(super) fn count(
         &self,
         key: &str,
         given: Option<Spanned<i64>>,
@@ -431,7 +446,7 @@ impl Builder<'_> {
             .ok_or_else(|| self.out_of_bounds(given.span(), key, shown(bounds.start()), shown(bounds.end())))
     }
 
-    fn duration(
+    pub(super) fn duration(
         &self,
         key: &str,
         given: Option<(std::ops::Range<usize>, Duration)>,

@@ -73,6 +73,8 @@ pub fn spawn_server(descriptors: ServerDescriptors, config: &ConfigCopy) -> io::
     fds.extend(descriptors.metrics.map(|parent_fd| FdMapping { parent_fd, child_fd: METRICS_FD }));
     let mut command = command(SERVER);
     keep(&mut command, &[CREDENTIALS]);
+    #[cfg(feature = "cloud")]
+    keep(&mut command, super::cloud::PLATFORM_VARIABLES);
     spawn(command, fds)
 }
 

@@ -1,9 +1,11 @@
 //! From a configuration to a running process: what `serve` and its two hidden siblings begin with.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::config_copy::ConfigCopy;
+use super::daemon::{self, CloudParts};
+use super::egress::Egress;
 use super::hardening::Role;
 use super::sandbox::SandboxSettings;
 use super::seccomp::{Filter, Filtering, filter_system_calls};
@@ -11,9 +13,9 @@ use super::server::ServerError;
 use super::spawn::CREDENTIALS;
 use super::supervisor::{Outcome, SupervisorError, SupervisorSettings, supervise};
 use super::users::UserError;
-use super::{custodian, daemon, server};
+use super::{custodian, server};
 use crate::audit;
-use crate::config::{ConfigError, Settings, Site, Source};
+use crate::config::{ConfigError, Settings, Site, Source, UpstreamTable};
 use crate::custody::contract::ProcessReport;
 use crate::custody::settings::PinSource;
 use crate::custody::worker::{self, WorkerError};
@@ -47,11 +49,27 @@ pub enum StartError {
     ServerCannotStart,
     #[error("a process had to be killed at shutdown")]
     Forced,
+    #[cfg(feature = "cloud")]
+    #[error(transparent)]
+    Cloud(#[from] super::cloud::CloudError),
+    #[cfg(not(feature = "cloud"))]
+    #[error(
+        "the configuration has an [upstream], and this build has no cloud in it: install one with the feature `cloud`"
+    )]
+    NoCloud,
 }
 
 impl StartError {
     /// Whether trying again before somebody has changed something is of no use.
     pub fn needs_a_person(&self) -> bool {
+        #[cfg(not(feature = "cloud"))]
+        if matches!(self, Self::NoCloud) {
+            return true;
+        }
+        #[cfg(feature = "cloud")]
+        if matches!(self, Self::Cloud(_)) {
+            return true;
+        }
         matches!(self, Self::Config(_) | Self::Users(_) | Self::Store(_) | Self::Server(ServerError::Sandbox(_)))
     }
 }
@@ -99,19 +117,43 @@ pub fn server() -> Result<(), StartError> {
         // Where that fails, opening the trail does, too, and says so.
         let _ = audit::make_folder(&audit.folder);
     }
+    let pin = match &settings.custody.pin {
+        PinSource::File(path) => Some(path.clone()),
+        PinSource::Credential(name) => std::env::var_os(CREDENTIALS).map(|folder| PathBuf::from(folder).join(name)),
+    };
     let sandbox = SandboxSettings {
         store: settings.store.path.clone(),
         landlock: settings.sandbox.landlock,
         seccomp: settings.sandbox.seccomp,
-        pin: match &settings.custody.pin {
-            PinSource::File(path) => Some(path.clone()),
-            PinSource::Credential(name) => std::env::var_os(CREDENTIALS).map(|folder| PathBuf::from(folder).join(name)),
-        },
+        egress: settings.upstream.as_ref().map(|table| egress(table, pin.as_deref())).transpose()?,
+        pin,
     };
+    let cloud = settings.upstream.as_ref().map(cloud_parts).transpose()?;
     let served = parts.run(&sandbox, SERVER_THREADS, |listeners, control, lockdown| {
-        daemon::run(settings, store, listeners, control, lockdown)
+        daemon::run(settings, cloud, store, listeners, control, lockdown)
     })?;
     Ok(served?)
+}
+
+/// The way to the cloud, for the sandbox to leave open.
+#[cfg(feature = "cloud")]
+fn egress(table: &UpstreamTable, pin: Option<&Path>) -> Result<Egress, StartError> {
+    Ok(Egress::of(table, super::cloud::token_file(table).as_deref(), pin))
+}
+
+#[cfg(feature = "cloud")]
+fn cloud_parts(table: &UpstreamTable) -> Result<CloudParts, StartError> {
+    Ok(super::cloud::parts(table)?)
+}
+
+#[cfg(not(feature = "cloud"))]
+fn cloud_parts(_: &UpstreamTable) -> Result<CloudParts, StartError> {
+    Err(StartError::NoCloud)
+}
+
+#[cfg(not(feature = "cloud"))]
+fn egress(_: &UpstreamTable, _: Option<&Path>) -> Result<Egress, StartError> {
+    Err(StartError::NoCloud)
 }
 
 /// The custodian. Returns when its server is gone.

@@ -12,10 +12,10 @@ use keystead_core::reason::Reason;
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Audit, AuditLine, CustodianProcess, Custody, Generation, GetStatusRequest, GetStatusResponse,
-    ListGenerationsRequest, ListGenerationsResponse, QueryAuditRequest, RecordScanRequest, RecordScanResponse,
-    RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress,
-    RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
+    Audit, AuditLine, CustodianProcess, Custody, ExtendLeaseRequest, ExtendLeaseResponse, Generation, GetStatusRequest,
+    GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse, QueryAuditRequest, RecordScanRequest,
+    RecordScanResponse, RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root,
+    RotateProgress, RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -24,8 +24,8 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::audited::AdminAudit;
-use super::scan;
-use super::status_map::{rescue_error, rotation_error, scan_error};
+use super::status_map::{extend_error, rescue_error, rotation_error, scan_error};
+use super::{outlook, scan, upstream};
 use crate::audit::Trail;
 use crate::audit::query::{Filter, query_last};
 use crate::audit::verify::{Verified, VerifyError};
@@ -36,6 +36,7 @@ use crate::service::lifecycle::{CustodyState, Lifecycle};
 use crate::service::notices;
 use crate::service::rescue::Rescued;
 use crate::service::rotation::RotationStep;
+use crate::service::spending::Spending;
 
 /// What the process knows and the rooms below do not.
 #[derive(Debug, Clone)]
@@ -45,6 +46,8 @@ pub struct DaemonFacts {
     pub custodian_restarts: Arc<AtomicU32>,
     /// Where metrics are served, if they are.
     pub metrics_address: String,
+    /// What the cloud was called for; `None` in the local profile.
+    pub spending: Option<Arc<Spending>>,
 }
 
 /// Serves the admin socket.
@@ -59,36 +62,8 @@ impl AdminService {
         Self { lifecycle, facts, audit }
     }
 
-    fn custody(&self, state: CustodyState) -> Custody {
-        let mut custody = Custody {
-            state: state.name().to_owned(),
-            detail: state.fault.as_ref().map(ToString::to_string).unwrap_or_default(),
-            restarts: self.facts.custodian_restarts.load(Ordering::Relaxed),
-            process: self.lifecycle.custodian_process().map(|process| CustodianProcess {
-                uid: process.uid,
-                no_new_privs: process.no_new_privs,
-                dumpable: process.dumpable,
-                system_calls_filtered: process.system_calls_filtered,
-            }),
-            ..Custody::default()
-        };
-        if let Some(description) = state.description {
-            custody.token_label = description.token.label;
-            custody.token_serial = description.token.serial;
-            custody.manufacturer = description.token.manufacturer;
-            custody.model = description.token.model;
-            custody.module = description.module;
-            custody.mechanism = description.mechanism;
-            custody.authentication = description.authentication;
-            custody.device_operations = description.device_operations;
-        }
-        custody
-    }
-}
-
-#[tonic::async_trait]
-impl Admin for AdminService {
-    async fn get_status(&self, _request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+    /// The daemon as it is now. Blocks on nothing.
+    pub fn status(&self) -> GetStatusResponse {
         let serving = self.lifecycle.keys().serving();
         let settings = self.lifecycle.settings();
         let mut status = GetStatusResponse {
@@ -139,7 +114,58 @@ impl Admin for AdminService {
                 status.warnings.push(notices::UNSETTLED.into());
             }
         }
-        Ok(Response::new(status))
+        status.upstream = self.facts.spending.as_ref().and_then(|spending| {
+            let view = self.lifecycle.cloud_view(spending)?;
+            if view.spent.over_budget() {
+                status.warnings.push(format!(
+                    "the cloud was called {} times in 24 hours, more than upstream.daily_call_budget ({})",
+                    view.spent.calls, view.spent.budget
+                ));
+            }
+            if view.report.unstored {
+                status.warnings.push(
+                    "the store does not hold yet what the cloud said last (the log says why): do not put older files back \
+                     into it, and do not restart if it can wait"
+                        .into(),
+                );
+            }
+            Some(upstream::describe(view))
+        });
+        outlook::explain(&mut status);
+        status
+    }
+
+    fn custody(&self, state: CustodyState) -> Custody {
+        let mut custody = Custody {
+            state: state.name().to_owned(),
+            detail: state.fault.as_ref().map(ToString::to_string).unwrap_or_default(),
+            restarts: self.facts.custodian_restarts.load(Ordering::Relaxed),
+            process: self.lifecycle.custodian_process().map(|process| CustodianProcess {
+                uid: process.uid,
+                no_new_privs: process.no_new_privs,
+                dumpable: process.dumpable,
+                system_calls_filtered: process.system_calls_filtered,
+            }),
+            ..Custody::default()
+        };
+        if let Some(description) = state.description {
+            custody.token_label = description.token.label;
+            custody.token_serial = description.token.serial;
+            custody.manufacturer = description.token.manufacturer;
+            custody.model = description.token.model;
+            custody.module = description.module;
+            custody.mechanism = description.mechanism;
+            custody.authentication = description.authentication;
+            custody.device_operations = description.device_operations;
+        }
+        custody
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn get_status(&self, _request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        Ok(Response::new(self.status()))
     }
 
     async fn list_generations(
@@ -226,6 +252,22 @@ impl Admin for AdminService {
             .map_err(|_| Status::internal("the restart was broken off"));
         let state = audited.outcome(state, |state: &CustodyState| json!({"custody": state.name()})).await?;
         Ok(Response::new(RestartCustodianResponse { custody: Some(self.custody(state)) }))
+    }
+
+    async fn extend_lease(
+        &self,
+        request: Request<ExtendLeaseRequest>,
+    ) -> Result<Response<ExtendLeaseResponse>, Status> {
+        let audited = self.audit.intent("extend-lease", &request, json!({})).await?;
+        let lifecycle = self.lifecycle.clone();
+        let grant = request.into_inner().grant;
+        // A task of its own: a client that hangs up does not leave a grant half applied.
+        let left = tokio::spawn(async move { lifecycle.extend_lease(&grant).await })
+            .await
+            .map_err(|_| Status::internal("the grant was broken off"))
+            .and_then(|left| left.map_err(|error| extend_error(&error)));
+        let left = audited.outcome(left, |left| json!({"lease_remaining_seconds": left.as_secs()})).await?;
+        Ok(Response::new(ExtendLeaseResponse { lease_remaining_seconds: left.as_secs() }))
     }
 
     async fn verify_audit(
@@ -357,6 +399,11 @@ fn warnings(keyring: &Keyring, status: &GetStatusResponse) -> Vec<String> {
         && active.wraps.iter().all(|wrap| wrap.root_kind != RootKind::Recovery)
     {
         warnings.push(notices::ONE_ROOT.into());
+        let root = if active.upstream_wrap().is_some() { "cloud key" } else { "token" };
+        warnings.push(format!(
+            "the keyring hangs on one durable root: if this {root} is lost, every Secret is lost. Only a new keyring can have \
+             a second one: `keystead init --recovery PUBKEY`"
+        ));
     }
     if status.custody.as_ref().is_some_and(|custody| custody.manufacturer.starts_with("SoftHSM")) {
         warnings.push(notices::SOFTHSM.into());

@@ -18,6 +18,7 @@ pub enum Action {
     VerifyAudit,
     QueryAudit,
     RecordScan,
+    ExtendLease,
 }
 
 /// A set of actions.
@@ -48,7 +49,7 @@ pub struct RolePolicy {
 }
 
 impl Action {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Status,
         Self::ListGenerations,
         Self::Rotate,
@@ -57,6 +58,7 @@ impl Action {
         Self::VerifyAudit,
         Self::QueryAudit,
         Self::RecordScan,
+        Self::ExtendLease,
     ];
 
     pub fn name(self) -> &'static str {
@@ -69,6 +71,7 @@ impl Action {
             Self::VerifyAudit => "audit-verify",
             Self::QueryAudit => "audit-query",
             Self::RecordScan => "record-scan",
+            Self::ExtendLease => "extend-lease",
         }
     }
 
@@ -87,6 +90,7 @@ impl Action {
             "VerifyAudit" => Self::VerifyAudit,
             "QueryAudit" => Self::QueryAudit,
             "RecordScan" => Self::RecordScan,
+            "ExtendLease" => Self::ExtendLease,
             _ => return None,
         })
     }
@@ -139,11 +143,13 @@ impl Role {
     }
 
     pub fn rights(self) -> Rights {
-        use Action::{ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian, Rotate, Status, VerifyAudit};
+        use Action::{
+            ExtendLease, ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian, Rotate, Status, VerifyAudit,
+        };
         let more: &[Action] = match self {
             Self::Viewer => &[],
             Self::Operator => &[RestartCustodian, RecordScan],
-            Self::CryptoAdmin => &[Rotate, Rescue],
+            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease],
             Self::Auditor => &[VerifyAudit, QueryAudit],
         };
         [Status, ListGenerations].iter().chain(more).copied().collect()
@@ -197,16 +203,19 @@ mod tests {
     #[test]
     fn each_role_has_its_rights_and_roles_add_up() {
         assert_eq!(may(&peer(10, &[])), ["status", "list"]);
-        assert_eq!(may(&peer(20, &[])), ["status", "list", "rotate", "rescue", "restart-custodian", "record-scan"]);
-        assert_eq!(may(&peer(30, &[])), ["status", "list", "rotate", "rescue"]);
-        assert_eq!(may(&peer(99, &[7])), ["status", "list", "rotate", "rescue"]);
+        assert_eq!(
+            may(&peer(20, &[])),
+            ["status", "list", "rotate", "rescue", "restart-custodian", "record-scan", "extend-lease"]
+        );
+        assert_eq!(may(&peer(30, &[])), ["status", "list", "rotate", "rescue", "extend-lease"]);
+        assert_eq!(may(&peer(99, &[7])), ["status", "list", "rotate", "rescue", "extend-lease"]);
         assert_eq!(may(&peer(40, &[])), ["status", "list", "audit-verify", "audit-query"]);
     }
 
     #[test]
     fn a_denial_wins_over_every_grant() {
-        assert_eq!(may(&peer(30, &[9])), ["status", "list", "rescue"]);
-        assert_eq!(may(&peer(99, &[7, 9])), ["status", "list", "rescue"]);
+        assert_eq!(may(&peer(30, &[9])), ["status", "list", "rescue", "extend-lease"]);
+        assert_eq!(may(&peer(99, &[7, 9])), ["status", "list", "rescue", "extend-lease"]);
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! From the service's errors to gRPC codes: the one place where they meet, and where each is logged once.
 
 use keystead_core::envelope::EnvelopeError;
+use keystead_core::grant::GrantError;
 use tonic::{Code, Status};
 
 use crate::custody::contract::CustodyError;
 use crate::service::explain::explain;
 use crate::service::keys::ServeError;
+use crate::service::lease::ExtendError;
 use crate::service::rescue::RescueError;
 use crate::service::rotation::RotationError;
 use crate::service::scan::ScanError;
@@ -57,6 +59,22 @@ pub fn rotation_error(error: &RotationError) -> Status {
         | RotationError::Upstream(_)
         | RotationError::Storage(_)
         | RotationError::NoRandomness => Code::Aborted,
+    };
+    Status::new(code, explain(error))
+}
+
+/// A lease that was not extended.
+pub fn extend_error(error: &ExtendError) -> Status {
+    let code = match error {
+        ExtendError::Grant(GrantError::Malformed(_) | GrantError::NewerFormat(_)) => Code::InvalidArgument,
+        ExtendError::Grant(GrantError::NotAuthentic) => Code::PermissionDenied,
+        ExtendError::Storage(_) => Code::Unavailable,
+        ExtendError::Grant(_)
+        | ExtendError::NoLease
+        | ExtendError::NoGrantKey
+        | ExtendError::Revoked
+        | ExtendError::NotNeeded
+        | ExtendError::NotStarted(_) => Code::FailedPrecondition,
     };
     Status::new(code, explain(error))
 }

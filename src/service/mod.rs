@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod cloud;
+pub mod cloud_view;
 pub mod epoch;
 pub mod explain;
 mod identity;
@@ -21,6 +22,9 @@ pub mod rescue;
 mod revocation;
 pub mod rotation;
 pub mod scan;
+pub mod spending;
+#[cfg(feature = "cloud")]
+pub mod upstream_check;
 pub mod watch;
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod authority;
 mod boot;
 mod clients;
 mod clock;
+mod cloud;
 mod cluster;
 mod configs;
 mod crash;

@@ -93,15 +93,16 @@ pub struct Counts {
 }
 
 impl Installation {
-    /// Makes a token, a configuration and a keyring without a recovery root in `dir`, which must be private.
-    pub async fn new(keystead: &Path, module: &Path, dir: &Path) -> Result<Self, Failure> {
+    /// Makes a token, a configuration and a keyring without a recovery root in `dir`, which must be private. `upstream` is
+    /// the cloud profile's table.
+    pub async fn new(keystead: &Path, module: &Path, dir: &Path, upstream: &str) -> Result<Self, Failure> {
         let installation =
             Self { keystead: keystead.to_owned(), dir: dir.to_owned(), metrics: free_loopback_address()? };
         for folder in ["tokens", "store", "run"] {
             installation.make_dir(folder)?;
         }
         installation.make_token(module).await?;
-        installation.write("config.toml", &installation.configuration(module))?;
+        installation.write("config.toml", &(installation.configuration(module) + upstream))?;
         installation.keystead(&["init", "--no-recovery"]).await?;
         Ok(installation)
     }
@@ -207,6 +208,21 @@ impl Daemon<'_> {
             .keystead(&["key", "rotate", "--yes", "--force", "measured with many generations"])
             .await
             .map(drop)
+    }
+
+    /// Waits until the daemon says that its cloud is away, and serves all the same.
+    pub async fn until_degraded(&self) -> Result<(), Failure> {
+        let admin = Connection::open(&self.installation.dir.join("run/admin.sock")).await?;
+        let deadline = Instant::now() + START_LIMIT;
+        while Instant::now() < deadline {
+            let status = admin.admin().get_status(GetStatusRequest {}).await;
+            let status = status.map_err(|source| Failure::Refused { call: "GetStatus", source })?.into_inner();
+            if status.availability == "degraded" {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(Failure::too_long("the outage to be noticed", START_LIMIT))
     }
 
     pub async fn counts(&self) -> Result<Counts, Failure> {
