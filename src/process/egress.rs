@@ -21,9 +21,10 @@ pub struct Egress {
 const RESOLVER: [&str; 6] =
     ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"];
 /// Where distributions keep the roots that they trust.
-const SYSTEM_ROOTS: [&str; 8] = [
+const SYSTEM_ROOTS: [&str; 9] = [
     "/etc/ssl/certs",
     "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
     "/usr/share/ca-certificates",
     "/usr/local/share/ca-certificates",
     "/etc/pki/tls/certs",

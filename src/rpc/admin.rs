@@ -386,9 +386,16 @@ fn root(wrap: &WrappedKek) -> Root {
         Ok(Construction::AesGcm { .. }) => "aes-gcm",
         Ok(Construction::HpkeP256 { .. }) => "hpke-p256",
         Ok(Construction::RsaOaep { .. }) => "rsa-oaep",
+        // Its inside is the cloud's affair.
+        Err(_) if wrap.root_kind.is_upstream() => "cloud",
         Err(_) => "unknown",
     };
-    Root { kind: wrap.root_kind.to_string(), id: wrap.root_id.to_string(), construction: construction.into() }
+    let id = match wrap.root_kind.is_upstream() {
+        // As the cloud's console shows it.
+        true => String::from_utf8_lossy(wrap.root_id.as_bytes()).into_owned(),
+        false => wrap.root_id.to_string(),
+    };
+    Root { kind: wrap.root_kind.to_string(), id, construction: construction.into() }
 }
 
 /// What an operator should know although everything works.

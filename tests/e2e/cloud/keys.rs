@@ -62,6 +62,15 @@ async fn keyring_of_a_token_moves_to_the_cloud_by_a_rotation() {
     site.site.keystead(["key", "rotate", "--yes"]).expect_success();
     let status = daemon.until("moved", |status| status.active_generation == 2).await;
     assert_eq!(status.durable_roots, ["alibaba-kms"]);
+    // What each root still opens.
+    let roots = site.site.keystead(["roots", "list", "--output", "json"]).expect_success();
+    let roots: serde_json::Value = serde_json::from_str(&roots).unwrap();
+    let opens = |kind: &str| {
+        let roots = roots["roots"].as_array().unwrap();
+        roots.iter().find(|root| root["kind"] == kind).map(|root| (root["id"].clone(), root["generations"].clone()))
+    };
+    assert_eq!(opens("alibaba-kms").unwrap(), (site.cloud.key().into(), serde_json::json!([2])));
+    assert_eq!(opens("pkcs11").unwrap().1, serde_json::json!([1]));
     assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
     let moved = encrypt(&mut daemon.kms().await, b"moved").await;
     site.cloud.fault("refuse");
