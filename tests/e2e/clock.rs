@@ -58,7 +58,7 @@ async fn daemon_made_and_started_in_1970_serves_rotates_and_goes_on_when_the_clo
     site.command(["init", "--no-recovery"]).envs(in_1970()).output().unwrap().expect_success();
     let daemon = serve_in_1970(&site).await;
     let first = encrypt(&mut daemon.kms().await, b"first").await;
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     let second = encrypt(&mut daemon.kms().await, b"second").await;
     assert_ne!(first.key_id, second.key_id);
     says_nothing_odd(&site, &daemon).await;
@@ -68,7 +68,7 @@ async fn daemon_made_and_started_in_1970_serves_rotates_and_goes_on_when_the_clo
     assert!(daemon.stop().success());
 
     let daemon = site.serve().await;
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     for (encrypted, plaintext) in [(&first, b"first".as_slice()), (&second, b"second")] {
         assert_eq!(decrypt(&mut daemon.kms().await, encrypted).await.unwrap(), plaintext);
     }
@@ -80,14 +80,14 @@ async fn daemon_whose_key_is_of_the_future_serves_and_rotates_in_1970() {
     let site = Site::initialized("");
     let daemon = site.serve().await;
     let before = encrypt(&mut daemon.kms().await, b"before").await;
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     assert!(daemon.stop().success());
 
     // The battery is dead: everything in the store is from half a century later.
     let daemon = serve_in_1970(&site).await;
     assert_eq!(decrypt(&mut daemon.kms().await, &before).await.unwrap(), b"before");
     says_nothing_odd(&site, &daemon).await;
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     // A custodian and a server that start now see the same time.
     site.keystead(["custodian", "restart"]).expect_success();
     daemon.kill_role("server", rustix::process::Signal::KILL);
