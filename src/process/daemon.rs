@@ -182,8 +182,12 @@ fn incoming(
 /// Until the key is served, or it is known why not: a service manager that orders others after the daemon then starts
 /// them when their first request is answered. The sockets are served all the while.
 async fn settled(lifecycle: Arc<Lifecycle>) {
+    let starting = || {
+        lifecycle.keys().serving().availability == Availability::Sealed(SealReason::Starting)
+            && lifecycle.custody_state().fault.is_none_or(|fault| fault.may_pass())
+    };
     let settle = async {
-        while lifecycle.keys().serving().availability == Availability::Sealed(SealReason::Starting) {
+        while starting() {
             tokio::time::sleep(SETTLE_LOOK).await;
         }
     };
