@@ -1,5 +1,6 @@
 //! The server's wiring: every room put together, from the control channel to the sockets.
 
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -56,6 +57,7 @@ pub async fn run(
     listeners: Listeners,
     control: ControlServerEnd,
     lockdown: LockdownReport,
+    audit_outlet: Option<UnixDatagram>,
 ) -> std::io::Result<()> {
     let custody = CustodyClient::new(settings.custody.timeout, settings.custody.queue);
     let keys = Arc::new(KeyService::new(custody.clone(), settings.custody.sessions));
@@ -65,7 +67,8 @@ pub async fn run(
         custody_grace: settings.custody_grace,
         probe_interval: settings.custody_probe_interval,
     };
-    let trail = open_trail(settings.audit.as_ref(), &key_settings.keyring)?;
+    let trail = open_trail(settings.audit.as_ref(), &key_settings.keyring, audit_outlet)?;
+    let unrecorded = settings.audit.is_some() && trail.is_none();
     let lifecycle = Arc::new(Lifecycle::new(key_settings, store, custody.clone(), keys.clone(), trail.clone()));
     let restarts = Arc::new(AtomicU32::new(0));
     let (ending, ended) = watch::channel(false);
@@ -86,7 +89,12 @@ pub async fn run(
     };
     if let Some(listener) = listeners.metrics {
         let sockets = [("kms", kms.counters()), ("admin", admin.counters())];
-        let pages = Arc::new(pages(&lifecycle, &requests, restarts.clone(), &custody, sockets, trail.clone()));
+        let audit = trail.clone();
+        let audit = move || match &audit {
+            Some(trail) => Some(audit_state(trail)),
+            None => unrecorded.then(|| state::Audit { failing: true, ..state::Audit::default() }),
+        };
+        let pages = Arc::new(pages(&lifecycle, &requests, restarts.clone(), &custody, sockets, audit));
         let until = ended();
         tokio::spawn(async move {
             if let Err(error) = http::serve(listener, pages, Limits::default(), until).await {
@@ -131,6 +139,7 @@ pub async fn run(
         sandbox: sandbox(lockdown),
         custodian_restarts: restarts,
         metrics_address,
+        unrecorded,
     };
     let audit = AdminAudit::new(trail);
     let admin_service = AdminServer::new(AdminService::new(lifecycle.clone(), facts, audit.clone()))
@@ -156,9 +165,13 @@ pub async fn run(
 }
 
 /// A trail that cannot even be opened stops the start only where the site wants nothing done that is not recorded.
-fn open_trail(settings: Option<&AuditSettings>, keyring: &KeyringId) -> std::io::Result<Option<Trail>> {
+fn open_trail(
+    settings: Option<&AuditSettings>,
+    keyring: &KeyringId,
+    outlet: Option<UnixDatagram>,
+) -> std::io::Result<Option<Trail>> {
     let Some(settings) = settings else { return Ok(None) };
-    match Trail::open(settings, keyring) {
+    match Trail::open(settings, keyring, outlet) {
         Ok(trail) => Ok(Some(trail)),
         Err(error) if settings.failure == FailurePolicy::ContinueWithAlarm => {
             tracing::error!(%error, folder = %settings.folder.display(), "the audit trail cannot be opened: nothing is recorded");
@@ -233,7 +246,7 @@ fn pages(
     restarts: Arc<AtomicU32>,
     custody: &CustodyClient,
     sockets: [(&'static str, Arc<ConnectionCounters>); 2],
-    trail: Option<Trail>,
+    audit: impl Fn() -> Option<state::Audit> + Send + Sync + 'static,
 ) -> Pages {
     let mut metrics = Metrics::new();
     requests.register(metrics.registry());
@@ -241,10 +254,7 @@ fn pages(
     state::register(metrics.registry(), move || {
         let mut state = State::of(&source, &custody);
         state.custodian_restarts = restarts.load(Ordering::Relaxed).into();
-        state.audit = trail.as_ref().map(|trail| {
-            let Counts { written, lost, failures, failing, .. } = trail.counts();
-            state::Audit { written, lost, failures, failing }
-        });
+        state.audit = audit();
         state.sockets = sockets.iter().map(|(name, counters)| socket(name, counters)).collect();
         state
     });
@@ -257,6 +267,11 @@ fn pages(
         }
     };
     Pages { metrics, health: Box::new(health) }
+}
+
+fn audit_state(trail: &Trail) -> state::Audit {
+    let Counts { written, lost, failures, failing, .. } = trail.counts();
+    state::Audit { written, lost, failures, failing }
 }
 
 fn socket(name: &'static str, counters: &ConnectionCounters) -> state::Socket {
