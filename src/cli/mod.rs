@@ -22,6 +22,7 @@ mod status;
 mod table;
 mod time;
 mod token;
+mod tpm;
 mod wiring;
 
 use std::path::{Path, PathBuf};
@@ -34,7 +35,7 @@ use crate::failpoint;
 use exit::Failure;
 use report::{Format, Report};
 
-/// Hardware key service for Kubernetes edge masters: KMS v2 on a PKCS#11 token.
+/// Hardware key service for Kubernetes edge masters: KMS v2 on a PKCS#11 token or a TPM 2.0.
 #[derive(Debug, Parser)]
 #[command(name = "keystead", version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {
@@ -76,7 +77,10 @@ enum Command {
     /// The tokens of the PKCS#11 module
     #[command(subcommand)]
     Token(token::Command),
-    /// The running daemon's custodian: the process that holds the PKCS#11 module and the PIN
+    /// The TPM 2.0 that holds the CMKs, where custody.kind is "tpm"
+    #[command(subcommand)]
+    Tpm(tpm::Command),
+    /// The running daemon's custodian: the process that holds the device and its PIN or auth value
     #[command(name = "custodian")]
     Custodian(custodian::Arguments),
     /// The configuration
@@ -124,6 +128,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
+        Command::Tpm(command) => tpm::run(&command, config),
         Command::Config(command) => config_check::run(&command, config),
         Command::Kms(arguments) => kms::run(&arguments, config, cli.global.output),
         Command::Custodian(custodian::Arguments { command: Some(command) }) => custodian::run(&command, config),
@@ -177,6 +182,8 @@ mod tests {
             "keystead recovery verify --private private.pem",
             "keystead recovery drill --private private.pem --in a.json --in b.json",
             "keystead token list",
+            "keystead tpm info",
+            "keystead tpm provision --owner-auth-file a --out b",
             "keystead config check",
             "keystead kms status",
             "keystead kms --socket /run/kms.sock encrypt --in a --out b",

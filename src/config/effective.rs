@@ -54,16 +54,29 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
     let mut rows = vec![
         ("keyring", json!(settings.keyring.as_str())),
         ("node", json!(settings.node.as_str())),
-        ("custody.kind", json!("pkcs11")),
-        ("custody.module", path(&custody.module)),
-        match &custody.token {
-            TokenSelector::Label(label) => ("custody.token_label", json!(label)),
-            TokenSelector::Serial(serial) => ("custody.token_serial", json!(serial)),
-        },
-        match &custody.pin {
-            PinSource::File(file) => ("custody.pin_file", path(file)),
-            PinSource::Credential(name) => ("custody.pin_credential", json!(name)),
-        },
+        ("custody.kind", json!(if custody.tpm.is_some() { "tpm" } else { "pkcs11" })),
+    ];
+    match &custody.tpm {
+        Some(tpm) => rows.extend([
+            ("custody.tcti", json!(tpm.tcti)),
+            match &tpm.auth {
+                PinSource::File(file) => ("custody.auth_file", path(file)),
+                PinSource::Credential(name) => ("custody.auth_credential", json!(name)),
+            },
+        ]),
+        None => rows.extend([
+            ("custody.module", path(&custody.module)),
+            match &custody.token {
+                TokenSelector::Label(label) => ("custody.token_label", json!(label)),
+                TokenSelector::Serial(serial) => ("custody.token_serial", json!(serial)),
+            },
+            match &custody.pin {
+                PinSource::File(file) => ("custody.pin_file", path(file)),
+                PinSource::Credential(name) => ("custody.pin_credential", json!(name)),
+            },
+        ]),
+    }
+    rows.extend([
         ("custody.mechanism", json!(Mechanism::of(custody.mechanism).as_str())),
         ("custody.sessions", json!(custody.sessions)),
         ("custody.queue", json!(custody.queue)),
@@ -72,7 +85,7 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("custody.probe_interval", json!(show_duration(settings.custody_probe_interval))),
         ("custody.environment", json!(custody.environment)),
         ("store.path", path(&settings.store.path)),
-    ];
+    ]);
     rows.extend(socket(
         &kms.socket,
         &kms.peers,

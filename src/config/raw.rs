@@ -47,6 +47,9 @@ pub struct Custody {
     pub grace: Option<Spanned<Span>>,
     pub probe_interval: Option<Spanned<Span>>,
     pub environment: Option<Spanned<BTreeMap<String, String>>>,
+    pub tcti: Option<Spanned<String>>,
+    pub auth_file: Option<Spanned<PathBuf>>,
+    pub auth_credential: Option<Spanned<String>>,
 }
 
 /// Which custodian holds the CMK.
@@ -54,6 +57,7 @@ pub struct Custody {
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     Pkcs11,
+    Tpm,
 }
 
 /// How new CMKs wrap.

@@ -56,6 +56,7 @@ fn token(pin: PinState) -> TokenSummary {
 fn replies() -> Vec<Reply> {
     let description = TokenDescription {
         token: token(PinState::Fine),
+        root_kind: RootKind::Tpm,
         module: "/usr/lib/module.so".into(),
         mechanism: "aes-gcm (IV by caller)".into(),
         authentication: "sha256-hmac".into(),
@@ -81,6 +82,8 @@ fn replies() -> Vec<Reply> {
         Err(CustodyError::TimedOut),
         Err(CustodyError::Busy),
         Err(CustodyError::ModuleUnusable { detail: detail() }),
+        Err(CustodyError::AuthRejected { file: detail() }),
+        Err(CustodyError::TpmUnreachable { tcti: "device:/dev/tpmrm0".into(), detail: detail() }),
         Err(CustodyError::TokenMissing { wanted: detail() }),
         Err(CustodyError::TokenAmbiguous { label: detail() }),
         Err(CustodyError::PinRejected { serial: serial(), final_try: true }),

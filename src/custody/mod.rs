@@ -6,10 +6,15 @@
 pub mod client;
 pub mod contract;
 mod counters;
+mod credential_file;
+mod epoch_key;
 mod fields;
 pub mod frames;
+mod latch;
 pub mod pkcs11;
 pub mod settings;
+#[cfg(feature = "tpm")]
+pub mod tpm;
 pub mod worker;
 
 pub use client::CustodyClient;

@@ -211,6 +211,8 @@ fn root(wrap: &WrappedKek) -> Root {
         Ok(Construction::AesGcm { .. }) => "aes-gcm",
         Ok(Construction::HpkeP256 { .. }) => "hpke-p256",
         Ok(Construction::RsaOaep { .. }) => "rsa-oaep",
+        Ok(Construction::TpmEcdh { .. }) => "tpm-ecdh-p256",
+        Ok(Construction::TpmRsaOaep { .. }) => "tpm-rsa-oaep",
         Err(_) => "unknown",
     };
     Root { kind: wrap.root_kind.to_string(), id: wrap.root_id.to_string(), construction: construction.into() }

@@ -2,7 +2,7 @@
 
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{Keyring, RecoveryRoot, TokenIdentity};
-use keystead_core::{GenerationNumber, KeyringId, NodeId};
+use keystead_core::{GenerationNumber, KeyringId, NodeId, RootKind};
 
 use super::epoch::{LoadError, Records};
 use super::rotation::{RotationError, make_generation, random, unix_now};
@@ -100,8 +100,7 @@ async fn begin(
     token: &TokenDescription,
 ) -> Result<Keyring, InitError> {
     let epochs = records.list_epochs().await?;
-    // Without any CMK on the token there is nothing that a lost store could have named.
-    if !epochs.is_empty() && !request.abandon_lost_store && !custody.list_cmks().await?.is_empty() {
+    if !request.abandon_lost_store && had_a_store(&epochs, token, custody).await? {
         return Err(InitError::LostStore);
     }
     let mut keyring = Keyring {
@@ -128,6 +127,15 @@ async fn begin(
             }
             Err(error.into())
         }
+    }
+}
+
+/// Whether a store that was lost could name keys on this token.
+async fn had_a_store(epochs: &[u64], token: &TokenDescription, custody: &CustodyClient) -> Result<bool, InitError> {
+    match token.root_kind {
+        // It has no CMKs to be seen. An init that got as far as a key has rolled its first epoch.
+        RootKind::Tpm => Ok(epochs.iter().any(|&epoch| epoch > 1)),
+        _ => Ok(!epochs.is_empty() && !custody.list_cmks().await?.is_empty()),
     }
 }
 

@@ -229,7 +229,8 @@ async fn open_wrap(
 ) -> Result<Option<Result<Kek, String>>, CustodyError> {
     let context = sighting.wrap_context(wrap);
     match (wrap.root_kind, openers.custody, openers.private) {
-        (RootKind::Pkcs11, Some(custody), _) => match custody.unwrap(context, wrap.bytes.clone()).await {
+        (RootKind::Pkcs11 | RootKind::Tpm, Some(custody), _) => match custody.unwrap(context, wrap.bytes.clone()).await
+        {
             Ok(kek) => Ok(Some(Ok(kek))),
             Err(
                 error @ (CustodyError::CmkMissing { .. }
@@ -276,10 +277,10 @@ pub async fn rebuild(
         generations: Vec::new(),
     };
     for each in findings.opened {
-        let generation = retired(each, custody).await?;
+        let generation = retired(each, custody, token.root_kind).await?;
         keyring.generations.push(generation);
     }
-    make_active(&mut keyring, custody).await?;
+    make_active(&mut keyring, custody, token.root_kind).await?;
     keyring.check()?;
 
     let epoch = |number| EpochRef { keyring: keyring.keyring.clone(), node: keyring.node.clone(), number };
@@ -297,15 +298,15 @@ pub async fn rebuild(
 }
 
 /// The generation as the new record holds it: first the wrap that the token here opens, then what it had besides.
-async fn retired(opened: Opened, custody: &CustodyClient) -> Result<Generation, RecoverError> {
+async fn retired(opened: Opened, custody: &CustodyClient, kind: RootKind) -> Result<Generation, RecoverError> {
     let Opened { sighting, recovered } = opened;
     let Candidate { kek, wrap, others } = recovered.candidate;
     let commitment = kek.commitment();
     let mut wraps = Vec::new();
-    if wrap.root_kind != RootKind::Pkcs11 {
+    if wrap.root_kind != kind {
         let root_id = RootId::new(&random::<16>()?).expect("16 bytes are a root ID");
         let mut context = sighting.wrap_context(&wrap);
-        context.root_kind = RootKind::Pkcs11;
+        context.root_kind = kind;
         context.root_id = root_id;
         wraps.push(custody.wrap_kek(context, Arc::new(kek)).await?);
     }
@@ -326,10 +327,10 @@ async fn retired(opened: Opened, custody: &CustodyClient) -> Result<Generation, 
 }
 
 /// The fresh generation, made without a journal: nothing names it before the one write that also makes it active.
-async fn make_active(keyring: &mut Keyring, custody: &CustodyClient) -> Result<KeyId, RecoverError> {
+async fn make_active(keyring: &mut Keyring, custody: &CustodyClient, kind: RootKind) -> Result<KeyId, RecoverError> {
     let now = unix_now();
     let intent = keyring.begin_rotation(random()?, random()?, now)?;
-    let context = keyring.wrap_context(&intent);
+    let context = keyring.wrap_context(&intent, kind);
     let (wrap, kek) = custody.new_kek(context.clone()).await?;
     let wraps = durable_wraps(keyring, context.clone(), wrap.clone(), &kek)?;
     keyring.prepare(kek.commitment(), wraps, now)?;

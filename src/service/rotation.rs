@@ -232,7 +232,7 @@ pub(super) async fn make_generation(
     mut keyring: Keyring,
 ) -> Result<Keyring, RotationError> {
     let intent = keyring.rotation.clone().ok_or(TransitionError::NoRotation)?;
-    let context = keyring.wrap_context(&intent);
+    let context = keyring.wrap_context(&intent, custody.describe().await?.root_kind);
     let (wrap, kek) = custody.new_kek(context.clone()).await?;
     fail::fail_point!("rotation.cmk-created");
     let wraps = durable_wraps(&keyring, context, wrap, &kek)?;

@@ -31,7 +31,7 @@ fn no_mac(make: MakeRig) {
     assert!(matches!(&error, CustodyError::Unsupported { .. }), "{error:?}");
 }
 
-fn stable_and_different(rig: &Rig) {
+pub fn stable_and_different(rig: &Rig) {
     let mut custody = Custody::start(rig.settings(MechanismChoice::Auto));
     let all = [
         epoch("default", "edge-1", 1),

@@ -1,4 +1,4 @@
-//! The contract that every custodian keeps: one suite, run on two independent PKCS#11 tokens with every mechanism.
+//! The contract that every custodian keeps: one suite, run on two independent PKCS#11 tokens and a TPM with every mechanism.
 //!
 //! Prints a report that names the tokens and what each negotiated. `cargo test --test contract -- WORD` runs the cases
 //! whose name holds the word.
@@ -10,6 +10,8 @@ mod keys;
 mod pins;
 #[path = "../support/mod.rs"]
 mod support;
+#[cfg(feature = "tpm")]
+mod tpm;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -19,6 +21,8 @@ use keystead::custody::contract::{Answer, Request};
 use keystead::custody::settings::MechanismChoice;
 use support::custodian::{Custody, play_role};
 use support::rig::{MakeRig, Rig};
+#[cfg(feature = "tpm")]
+use support::swtpm;
 use support::{faulty, kryoptic, softhsm};
 
 /// Runs on a token of its own, with one mechanism.
@@ -40,7 +44,7 @@ fn main() -> ExitCode {
     let mut suite = Suite { filter, passed: 0, failed: Vec::new() };
     for (token, make) in TOKENS {
         for (mechanism, choice) in MECHANISMS {
-            for (case, run) in keys::CASES {
+            for (case, run) in keys::CASES.iter().chain(keys::OBJECT_CASES) {
                 suite.run(&format!("{token}/{mechanism}/{case}"), || run(&make(&["keystead"]), choice));
             }
         }
@@ -50,6 +54,18 @@ fn main() -> ExitCode {
     }
     for (case, run) in faults::SOFTHSM_CASES {
         suite.run(&format!("softhsm/{case}"), || run(softhsm::rig));
+    }
+    #[cfg(feature = "tpm")]
+    {
+        asking::test_roots_of(keystead_core::RootKind::Tpm);
+        for (mechanism, choice) in &MECHANISMS[1..] {
+            for (case, run) in keys::CASES.iter().chain(tpm::KEY_CASES) {
+                suite.run(&format!("swtpm/{mechanism}/{case}"), || run(&swtpm::rig(&[]), *choice));
+            }
+        }
+        for (case, run) in tpm::CASES {
+            suite.run(&format!("swtpm/{case}"), || run(swtpm::rig));
+        }
     }
     faulty::clean_up();
     suite.report()
@@ -80,6 +96,8 @@ impl Suite {
         println!("\nCustodian contract: {} passed, {} failed", self.passed, self.failed.len());
         if self.filter.is_empty() {
             TOKENS.iter().for_each(|(_, make)| describe(*make));
+            #[cfg(feature = "tpm")]
+            describe(swtpm::rig);
         }
         self.failed.iter().for_each(|name| println!("  failed: {name}"));
         if self.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -18,11 +18,24 @@ fn every_example_loads_and_says_where_its_facts_come_from() {
         assert!(settings.custody.module.is_absolute(), "{name}");
         let first = source.text().lines().next().unwrap_or_default().to_owned();
         // Only what the contract suite runs on may claim to be verified.
-        let verified = matches!(name.as_str(), "softhsm" | "kryoptic");
+        let verified = matches!(name.as_str(), "softhsm" | "kryoptic" | "swtpm");
         let claim = if verified { "# verified-on: " } else { "# from-vendor-docs: " };
         assert!(first.starts_with(claim) && first.len() > claim.len() + 10, "{name}: {first}");
         seen.push(name);
     }
     seen.sort();
-    assert_eq!(seen, ["aws-cloudhsm", "kryoptic", "luna", "nitrokey-hsm2", "softhsm", "utimaco", "yubihsm2"]);
+    assert_eq!(
+        seen,
+        [
+            "aws-cloudhsm",
+            "kryoptic",
+            "luna",
+            "nitrokey-hsm2",
+            "softhsm",
+            "swtpm",
+            "tpm-discrete",
+            "utimaco",
+            "yubihsm2"
+        ]
+    );
 }

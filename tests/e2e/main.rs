@@ -2,6 +2,10 @@
 
 mod authority;
 mod boot;
+#[cfg(feature = "tpm")]
+#[path = "../support/chip.rs"]
+#[allow(dead_code, reason = "the contract suite uses all of it")]
+mod chip;
 mod clients;
 mod configs;
 mod crash;
@@ -25,3 +29,7 @@ mod shim;
 mod sockets;
 mod stale;
 mod token;
+#[cfg(feature = "tpm")]
+mod tpm;
+#[cfg(feature = "tpm")]
+mod tpm_proxy;

@@ -21,7 +21,7 @@ impl Quickstart {
 
     fn run(&self, argument: &str) -> Output {
         Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/quickstart"))
-            .arg(argument)
+            .args(argument.split(' '))
             .env("KEYSTEAD_STATE", self.state())
             .env("KEYSTEAD_BIN", env!("CARGO_BIN_EXE_keystead"))
             .output()
@@ -69,4 +69,19 @@ fn quickstart_serves_until_stopped_and_keeps_its_key() {
     assert!(!quickstart.state().join("run/kms.sock").exists());
     quickstart.run("start").expect_success();
     assert_eq!(quickstart.shell("keystead kms status --output json").expect_success(), rotated);
+}
+
+#[cfg(feature = "tpm")]
+#[test]
+fn quickstart_serves_from_a_software_tpm_and_keeps_its_key() {
+    let quickstart = Quickstart::new();
+    let first = quickstart.run("start --custody tpm").expect_success();
+    assert!(first.contains("gave the plaintext back") && first.contains("The TPM is ready"), "{first}");
+    quickstart.shell("keystead key rotate --yes && keystead token list && keystead tpm info").expect_success();
+    let key_id = quickstart.shell("keystead kms status --output json").expect_success();
+    quickstart.run("start --custody softhsm").expect_failure(1);
+    quickstart.run("stop").expect_success();
+    // Without saying it again.
+    quickstart.run("start").expect_success();
+    assert_eq!(quickstart.shell("keystead kms status --output json").expect_success(), key_id);
 }

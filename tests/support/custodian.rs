@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use keystead::custody::client::CustodyClient;
 use keystead::custody::contract::{Answer, CustodyError, Request};
-use keystead::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
+use keystead::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector, TpmSettings};
 use keystead::custody::worker;
 use serde_json::{Value, json};
 
@@ -125,6 +125,7 @@ fn to_json(settings: &CustodySettings) -> Value {
     json!({
         "module": settings.module, "label": label, "pin": pin, "mechanism": mechanism,
         "sessions": settings.sessions, "queue": settings.queue, "latch": settings.latch_folder,
+        "tcti": settings.tpm.as_ref().map(|tpm| &tpm.tcti),
     })
 }
 
@@ -147,5 +148,10 @@ fn from_json(value: &Value) -> CustodySettings {
         timeout: Duration::ZERO,
         environment: BTreeMap::new(),
         latch_folder: text("latch").into(),
+        tpm: value["tcti"].as_str().map(|tcti| TpmSettings {
+            tcti: tcti.to_owned(),
+            auth: PinSource::File(text("pin").into()),
+            boot: None,
+        }),
     }
 }

@@ -134,13 +134,13 @@ impl Keyring {
         }
     }
 
-    /// What a new KEK of the rotation under way is bound to in custody.
-    pub fn wrap_context(&self, intent: &RotationIntent) -> WrapContext {
+    /// What a new KEK of the rotation under way is bound to in custody, whose roots are of kind `custody`.
+    pub fn wrap_context(&self, intent: &RotationIntent, custody: RootKind) -> WrapContext {
         WrapContext {
             keyring: self.keyring.clone(),
             generation: intent.number,
             key_id: intent.key_id.clone(),
-            root_kind: RootKind::Pkcs11,
+            root_kind: custody,
             root_id: intent.root_id.clone(),
         }
     }

@@ -11,7 +11,6 @@ mod device;
 mod ecdh;
 mod epoch;
 mod failure;
-mod latch;
 mod module;
 mod negotiate;
 mod pin;

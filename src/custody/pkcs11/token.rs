@@ -9,12 +9,12 @@ use keystead_core::RootId;
 
 use super::canary;
 use super::failure::{Failure, describe};
-use super::latch::{self, Latch, Prepared};
 use super::module::Module;
 use super::negotiate::{Negotiated, negotiate};
 use super::session::{Opening, Session};
 use super::{pin, requests};
 use crate::custody::contract::{Answer, CustodyError, PinState, Request, TokenSummary};
+use crate::custody::latch::{self, Latch, Prepared};
 use crate::custody::settings::CustodySettings;
 
 /// Field order is drop order: the seats' sessions close before the anchor's, the last one of all logs out.

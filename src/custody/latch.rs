@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::pin::Identity;
+use super::credential_file::Identity;
 use crate::custody::contract::CustodyError;
 
 const FORMAT: &str = "keystead-pin-rejected 1";
