@@ -7,7 +7,7 @@ use super::raw::Mechanism;
 use super::settings::Settings;
 use super::source::Source;
 use super::units::{show_duration, show_mode, show_size};
-use crate::custody::settings::{PinSource, TokenSelector};
+use crate::custody::settings::{BootPolicy, PinSource, TokenSelector};
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::socket::SocketSettings;
 
@@ -63,6 +63,10 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
                 PinSource::File(file) => ("custody.auth_file", path(file)),
                 PinSource::Credential(name) => ("custody.auth_credential", json!(name)),
             },
+            ("custody.pcrs", json!(tpm.boot.as_ref().map(spelt))),
+            ("custody.boot_signer", json!(tpm.boot.as_ref().map(|boot| boot.signer.display().to_string()))),
+            ("custody.boot_series", json!(tpm.boot.as_ref().map(|boot| boot.series))),
+            ("custody.approvals", path(&tpm.approvals)),
         ]),
         None => rows.extend([
             ("custody.module", path(&custody.module)),
@@ -109,6 +113,11 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("sandbox.seccomp", json!(settings.sandbox.seccomp)),
     ]);
     rows
+}
+
+fn spelt(boot: &BootPolicy) -> String {
+    let numbers: Vec<String> = boot.pcrs.iter().map(u8::to_string).collect();
+    format!("sha256:{}", numbers.join(","))
 }
 
 fn socket(socket: &SocketSettings, peers: &PeerPolicy, keys: [&'static str; 5]) -> [(&'static str, Value); 5] {

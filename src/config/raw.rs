@@ -50,6 +50,10 @@ pub struct Custody {
     pub tcti: Option<Spanned<String>>,
     pub auth_file: Option<Spanned<PathBuf>>,
     pub auth_credential: Option<Spanned<String>>,
+    pub pcrs: Option<Spanned<String>>,
+    pub boot_signer: Option<Spanned<PathBuf>>,
+    pub boot_series: Option<Spanned<i64>>,
+    pub approvals: Option<Spanned<PathBuf>>,
 }
 
 /// Which custodian holds the CMK.

@@ -18,7 +18,7 @@ use super::site::{Site, resolve};
 use super::source::Source;
 use super::units::{show_duration, show_size};
 use super::{accounts, node};
-use crate::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector, TpmSettings};
+use crate::custody::settings::{BootPolicy, CustodySettings, MechanismChoice, PinSource, TokenSelector, TpmSettings};
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::socket::SocketSettings;
 use crate::telemetry::log::LogSettings;
@@ -153,7 +153,7 @@ impl Builder<'_> {
         self.refuse_keys_of_the_other_kind(kind, &raw)?;
         let (tpm, defaults) = match kind {
             Kind::Pkcs11 => (None, PKCS11_DEFAULTS),
-            Kind::Tpm => (Some(self.tpm(raw.tcti, raw.auth_file, raw.auth_credential)?), TPM_DEFAULTS),
+            Kind::Tpm => (Some(self.tpm(&raw)?), TPM_DEFAULTS),
         };
         let mut environment = self.environment(raw.environment)?;
         if tpm.is_some() {
@@ -198,6 +198,10 @@ impl Builder<'_> {
                     ("custody.tcti", span(&raw.tcti)),
                     ("custody.auth_file", span(&raw.auth_file)),
                     ("custody.auth_credential", span(&raw.auth_credential)),
+                    ("custody.pcrs", span(&raw.pcrs)),
+                    ("custody.boot_signer", span(&raw.boot_signer)),
+                    ("custody.boot_series", span(&raw.boot_series)),
+                    ("custody.approvals", span(&raw.approvals)),
                 ],
             ),
             Kind::Tpm => (
@@ -220,13 +224,8 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn tpm(
-        &self,
-        tcti: Option<Spanned<String>>,
-        file: Option<Spanned<PathBuf>>,
-        credential: Option<Spanned<String>>,
-    ) -> Result<TpmSettings, ConfigError> {
-        let tcti = match tcti {
+    fn tpm(&self, raw: &raw::Custody) -> Result<TpmSettings, ConfigError> {
+        let tcti = match raw.tcti.clone() {
             None => "device:/dev/tpmrm0".to_owned(),
             Some(tcti) => {
                 let span = tcti.span();
@@ -239,8 +238,39 @@ impl Builder<'_> {
             }
         };
         let keys = ["custody.auth_file", "custody.auth_credential"];
+        let (file, credential) = (raw.auth_file.clone(), raw.auth_credential.clone());
         let auth = self.secret_source(file, credential, keys, "/etc/keystead/tpm-auth")?;
-        Ok(TpmSettings { tcti, auth, boot: None })
+        let approvals = self.path("custody.approvals", raw.approvals.clone(), "/etc/keystead/approvals")?;
+        Ok(TpmSettings { tcti, auth, approvals, boot: self.boot(raw)? })
+    }
+
+    fn boot(&self, raw: &raw::Custody) -> Result<Option<BootPolicy>, ConfigError> {
+        let Some(pcrs) = &raw.pcrs else {
+            let lone = [
+                ("custody.boot_signer", raw.boot_signer.as_ref().map(Spanned::span)),
+                ("custody.boot_series", raw.boot_series.as_ref().map(Spanned::span)),
+            ];
+            return match lone.into_iter().find_map(|(key, span)| Some((key, span?))) {
+                None => Ok(None),
+                Some((key, span)) => {
+                    Err(self.place.fault(span, key, "does nothing without pcrs", Some("set custody.pcrs, too")))
+                }
+            };
+        };
+        let list = pcrs.get_ref().strip_prefix("sha256:").unwrap_or_default();
+        let numbers: Vec<u8> = list.split(',').map_while(|number| number.parse().ok()).collect();
+        let sound = numbers.is_sorted_by(|a, b| a < b) && numbers.iter().all(|&number| number < 24);
+        if numbers.is_empty() || !sound || numbers.len() != list.split(',').count() {
+            let help = "ascending numbers up to 23, as \"sha256:0,2,4,7\"";
+            return Err(self.place.fault(pcrs.span(), "custody.pcrs", "is no list of PCRs", Some(help)));
+        }
+        let Some(signer) = raw.boot_signer.clone() else {
+            let help = "name the public key that approves boots: without one, no update could ever be approved";
+            return Err(self.place.fault(pcrs.span(), "custody.pcrs", "needs boot_signer, too", Some(help)));
+        };
+        let series = self.count("custody.boot_series", raw.boot_series.clone(), 1, 1..=1_000_000_000)?;
+        let signer = self.path("custody.boot_signer", Some(signer), "")?;
+        Ok(Some(BootPolicy { pcrs: numbers, signer, series: series as u64 }))
     }
 
     fn token(

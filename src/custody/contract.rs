@@ -160,6 +160,9 @@ pub enum CustodyError {
         "token {serial} has one PIN try left, which Keystead does not use up. Log in once by hand to reset the count"
     )]
     PinFinalTry { serial: String },
+    /// The TPM opens the key after an approved boot only, and this is none.
+    #[error("the TPM does not open the key: {detail}. `keystead tpm preview` says what changed")]
+    BootNotApproved { detail: String },
     /// As a rejected PIN, but no count is used up by it.
     #[error("the TPM rejected the auth value in {file}; it will not be tried again until that file changes")]
     AuthRejected { file: String },

@@ -21,7 +21,7 @@ const REQUESTS: [&str; 13] = [
     "reopen",
 ];
 
-const OUTCOMES: [&str; 21] = [
+const OUTCOMES: [&str; 22] = [
     "ok",
     "gone",
     "timed_out",
@@ -43,6 +43,7 @@ const OUTCOMES: [&str; 21] = [
     "token_older",
     "tpm_unreachable",
     "auth_rejected",
+    "boot_not_approved",
 ];
 
 /// One line of the metric "custody operations".
@@ -119,6 +120,7 @@ fn outcome(reply: &Reply) -> usize {
             CustodyError::TokenOlder { .. } => 18,
             CustodyError::TpmUnreachable { .. } => 19,
             CustodyError::AuthRejected { .. } => 20,
+            CustodyError::BootNotApproved { .. } => 21,
         },
     }
 }

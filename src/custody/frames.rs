@@ -408,6 +408,7 @@ fn write_error(out: &mut Writer, error: &CustodyError) {
             out.text(detail, MAX_DETAIL);
         }
         CustodyError::AuthRejected { file } => with_text(20, file),
+        CustodyError::BootNotApproved { detail } => with_text(21, detail),
     }
 }
 
@@ -440,6 +441,7 @@ fn read_error(fields: &mut Reader<'_>) -> Result<CustodyError, FrameError> {
         18 => CustodyError::TokenOlder { serial: text()?, record: fields.u64()?, token: fields.u64()? },
         19 => CustodyError::TpmUnreachable { tcti: text()?, detail: text()? },
         20 => CustodyError::AuthRejected { file: text()? },
+        21 => CustodyError::BootNotApproved { detail: text()? },
         _ => return Err(FrameError::Malformed("an unknown error")),
     })
 }

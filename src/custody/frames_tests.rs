@@ -82,6 +82,7 @@ fn replies() -> Vec<Reply> {
         Err(CustodyError::TimedOut),
         Err(CustodyError::Busy),
         Err(CustodyError::ModuleUnusable { detail: detail() }),
+        Err(CustodyError::BootNotApproved { detail: detail() }),
         Err(CustodyError::AuthRejected { file: detail() }),
         Err(CustodyError::TpmUnreachable { tcti: "device:/dev/tpmrm0".into(), detail: detail() }),
         Err(CustodyError::TokenMissing { wanted: detail() }),

@@ -34,19 +34,21 @@ pub struct TpmSettings {
     /// As the TSS spells it: `device:/dev/tpmrm0`, `swtpm:host=127.0.0.1,port=2321`, `tabrmd:bus_type=system`.
     pub tcti: String,
     pub auth: PinSource,
+    /// Folder with the approvals of boots that were brought here.
+    pub approvals: PathBuf,
     /// New CMKs open only after a boot that was approved. Those made before open as they were made.
     pub boot: Option<BootPolicy>,
 }
 
-/// Measured boot: which PCRs count, and who approves their values.
+/// Measured boot: which PCRs `keystead tpm predict` writes down, and who approves their values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootPolicy {
     /// PCRs of the SHA-256 bank, ascending, each at most 23.
     pub pcrs: Vec<u8>,
     /// PEM file with the P-256 public key that approvals are signed with.
     pub signer: PathBuf,
-    /// Folder with the approvals that were brought here.
-    pub approvals: PathBuf,
+    /// Approvals of another series do not hold: raised, with a new CMK, to end the earlier ones.
+    pub series: u64,
 }
 
 /// Names a token. Never by slot: slot numbers change with the order of plugging.

@@ -77,6 +77,7 @@ impl CustodyState {
             Some(CustodyError::PinRejected { .. }) => "pin-rejected",
             Some(CustodyError::PinLocked { .. }) => "pin-locked",
             Some(CustodyError::PinFinalTry { .. }) => "pin-final-try",
+            Some(CustodyError::BootNotApproved { .. }) => "boot-not-approved",
             Some(CustodyError::AuthRejected { .. }) => "auth-rejected",
             Some(CustodyError::PinUnreadable { .. }) => "pin-unreadable",
             Some(CustodyError::Unsupported { .. }) => "unsupported",

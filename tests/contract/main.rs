@@ -12,6 +12,8 @@ mod pins;
 mod support;
 #[cfg(feature = "tpm")]
 mod tpm;
+#[cfg(feature = "tpm")]
+mod tpm_boot;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
     play_role();
     support::inspect::play_role();
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    asking::test_roots_of(keystead_core::RootKind::Pkcs11);
     let mut suite = Suite { filter, passed: 0, failed: Vec::new() };
     for (token, make) in TOKENS {
         for (mechanism, choice) in MECHANISMS {
@@ -59,11 +62,11 @@ fn main() -> ExitCode {
     {
         asking::test_roots_of(keystead_core::RootKind::Tpm);
         for (mechanism, choice) in &MECHANISMS[1..] {
-            for (case, run) in keys::CASES.iter().chain(tpm::KEY_CASES) {
+            for (case, run) in keys::CASES.iter().chain(tpm::KEY_CASES).chain(tpm_boot::KEY_CASES) {
                 suite.run(&format!("swtpm/{mechanism}/{case}"), || run(&swtpm::rig(&[]), *choice));
             }
         }
-        for (case, run) in tpm::CASES {
+        for (case, run) in tpm::CASES.iter().chain(tpm_boot::CASES) {
             suite.run(&format!("swtpm/{case}"), || run(swtpm::rig));
         }
     }

@@ -29,7 +29,12 @@ impl Rig {
     }
 
     pub fn tpm_settings(&self) -> TpmSettings {
-        TpmSettings { tcti: self.chip().tcti.clone(), auth: PinSource::File(self.pin_file()), boot: None }
+        TpmSettings {
+            tcti: self.chip().tcti.clone(),
+            auth: PinSource::File(self.pin_file()),
+            approvals: self.folder.path().join("approvals"),
+            boot: None,
+        }
     }
 
     /// As `keystead tpm provision` does it, for the names that the cases use.

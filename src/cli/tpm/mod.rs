@@ -3,6 +3,8 @@
 //! These commands talk to the TPM from their own process: they hold no KEK, and the daemon need not run.
 
 #[cfg(feature = "tpm")]
+mod boot;
+#[cfg(feature = "tpm")]
 mod info;
 #[cfg(feature = "tpm")]
 mod provision;
@@ -23,6 +25,15 @@ pub enum Command {
     Info,
     /// Once on each machine: storage root key, NV indices, auth file
     Provision(ProvisionArguments),
+    /// Draft an approval of this boot, or of the one after an update
+    #[cfg(feature = "tpm")]
+    Predict(boot::PredictArguments),
+    /// Sign a draft, off the box; needs neither TPM nor configuration
+    #[cfg(feature = "tpm")]
+    Approve(boot::ApproveArguments),
+    /// Which approvals fit this boot, and which component changed what
+    #[cfg(feature = "tpm")]
+    Preview(boot::PreviewArguments),
 }
 
 #[derive(Debug, Args)]
@@ -36,6 +47,10 @@ pub struct ProvisionArguments {
 }
 
 pub fn run(command: &Command, config: Option<&Path>) -> Result<Report, Failure> {
+    #[cfg(feature = "tpm")]
+    if let Command::Approve(arguments) = command {
+        return boot::approve(arguments);
+    }
     let (_, settings) = settings(config)?;
     let tpm = configured(&settings)?;
     #[cfg(feature = "tpm")]
@@ -44,6 +59,9 @@ pub fn run(command: &Command, config: Option<&Path>) -> Result<Report, Failure> 
         match command {
             Command::Info => info::run(&tpm),
             Command::Provision(arguments) => provision::run(arguments, &tpm, &settings),
+            Command::Predict(arguments) => boot::predict(arguments, &tpm, &settings),
+            Command::Preview(arguments) => boot::preview(arguments, &tpm, &settings),
+            Command::Approve(arguments) => boot::approve(arguments),
         }
     }
     #[cfg(not(feature = "tpm"))]

@@ -1,24 +1,29 @@
 //! CMKs: keys that the TPM makes and that live, encrypted by it, in the wraps they seal.
 //!
 //! A KEK is sealed in software to a P-256 key's public half (HPKE); the TPM does the ECDH that opens it. A TPM without ECC
-//! gets RSA-2048 with OAEP. A public area that is not exactly of our making is not loaded at all.
+//! gets RSA-2048 with OAEP. One of measured boot opens only in a policy session ([`super::boot`]); its public half says of
+//! which policy. A public area that is not exactly of our making is not loaded at all.
+
+use std::path::Path;
 
 use getrandom::SysRng;
 use keystead_core::hpke_p256::{self, P256PublicKey};
 use keystead_core::wrap::{self, Construction, TpmKey, WrapError};
 use keystead_core::{Kek, WrapContext};
 use rand_core::UnwrapErr;
+use tss_esapi::Context;
 use tss_esapi::attributes::ObjectAttributesBuilder;
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::structures::{
-    Data, EccParameter, EccPoint, EccScheme, HashScheme, KeyDerivationFunctionScheme, Public, PublicBuilder,
+    Data, Digest, EccParameter, EccPoint, EccScheme, HashScheme, KeyDerivationFunctionScheme, Public, PublicBuilder,
     PublicEccParametersBuilder, PublicKeyRsa, PublicRsaParametersBuilder, RsaDecryptionScheme, RsaExponent, RsaScheme,
 };
 use tss_esapi::traits::Marshall;
 use zeroize::Zeroizing;
 
+use super::boot;
 use super::connection::Connection;
 use super::failure::Failure;
 
@@ -43,6 +48,8 @@ impl Mechanism {
 pub(super) struct Cmk {
     key: TpmKey,
     public: PublicHalf,
+    /// What it demands besides the auth value.
+    policy: Option<[u8; 32]>,
 }
 
 #[derive(Debug, Clone)]
@@ -52,19 +59,28 @@ enum PublicHalf {
 }
 
 impl Cmk {
-    pub(super) fn generate(connection: &mut Connection, mechanism: Mechanism) -> Result<Self, Failure> {
-        let (public, private) = connection.create_key(template(mechanism)?)?;
+    pub(super) fn generate(
+        connection: &mut Connection,
+        mechanism: Mechanism,
+        policy: Option<[u8; 32]>,
+    ) -> Result<Self, Failure> {
+        let (public, private) = connection.create_key(template(mechanism, policy)?)?;
         let key = TpmKey { public: public.marshall()?, private: private.value().to_vec() };
         Self::parse(key).ok_or_else(|| Failure::unsupported("it made a key that is not what was asked for"))
     }
 
-    /// Only what [`Self::generate`] makes: fixed to this TPM, made in it, opened by its auth value.
+    /// Only what [`Self::generate`] makes: fixed to this TPM, made in it, opened by its auth value, perhaps under a policy.
     fn parse(key: TpmKey) -> Option<Self> {
         let mut fields = Fields(&key.public);
         let algorithm = fields.u16()?;
-        if fields.u16()? != ALG_SHA256 || fields.u32()? != ATTRIBUTES || !fields.sized()?.is_empty() {
+        if fields.u16()? != ALG_SHA256 {
             return None;
         }
+        let policy = match (fields.u32()?, fields.sized()?) {
+            (ATTRIBUTES, []) => None,
+            (ATTRIBUTES_BOOT, policy) => Some(policy.try_into().ok()?),
+            _ => return None,
+        };
         let public = match algorithm {
             ALG_ECC => {
                 // No cipher, no scheme, P-256, no key derivation.
@@ -90,7 +106,7 @@ impl Cmk {
             }
             _ => return None,
         };
-        fields.0.is_empty().then_some(Self { key, public })
+        fields.0.is_empty().then_some(Self { key, public, policy })
     }
 
     pub(super) fn seal(
@@ -118,9 +134,24 @@ impl Cmk {
         }
     }
 
+    /// One command that uses the private half.
+    fn use_key<T>(
+        &self,
+        connection: &mut Connection,
+        approvals: &Path,
+        command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
+    ) -> Result<T, Failure> {
+        let Some(policy) = &self.policy else { return connection.call(command) };
+        let session = boot::session(connection, policy, approvals)?;
+        let answer = connection.call_in(session, command);
+        connection.flush_session(session);
+        answer
+    }
+
     fn open_ecdh(
         &self,
         connection: &mut Connection,
+        approvals: &Path,
         context: &WrapContext,
         encapsulated: &[u8; 65],
         sealed: &[u8; 48],
@@ -130,7 +161,7 @@ impl Cmk {
         let handle = connection.load(&self.key)?;
         let theirs =
             EccPoint::new(EccParameter::try_from(&encapsulated[1..33])?, EccParameter::try_from(&encapsulated[33..])?);
-        let answer = connection.call(|context| context.ecdh_z_gen(handle, theirs))?;
+        let answer = self.use_key(connection, approvals, |context| context.ecdh_z_gen(handle, theirs))?;
         let x = answer.x().value();
         let mut shared = Zeroizing::new([0; 32]);
         let padding =
@@ -141,11 +172,18 @@ impl Cmk {
             .map_err(|error| Failure::Suspect(error.to_string()))
     }
 
-    fn open_rsa(&self, connection: &mut Connection, context: &WrapContext, block: &[u8; 256]) -> Result<Kek, Failure> {
+    fn open_rsa(
+        &self,
+        connection: &mut Connection,
+        approvals: &Path,
+        context: &WrapContext,
+        block: &[u8; 256],
+    ) -> Result<Kek, Failure> {
         let PublicHalf::Rsa2048 = &self.public else { return Err(Failure::rejected()) };
         let handle = connection.load(&self.key)?;
         let block = PublicKeyRsa::try_from(block.as_slice())?;
-        let message = connection.call(|context| context.rsa_decrypt(handle, block, oaep(), Data::default()))?;
+        let message =
+            self.use_key(connection, approvals, |context| context.rsa_decrypt(handle, block, oaep(), Data::default()))?;
         connection.auth_proven = true;
         wrap::open_oaep_message(message.value(), &context.to_bytes())
             .map_err(|error| Failure::Suspect(error.to_string()))
@@ -153,7 +191,12 @@ impl Cmk {
 }
 
 /// Opens a wrap with the key that it carries, and gives that key back: it is known to be good now.
-pub(super) fn open(connection: &mut Connection, context: &WrapContext, wrap: &[u8]) -> Result<(Kek, Cmk), Failure> {
+pub(super) fn open(
+    connection: &mut Connection,
+    approvals: &Path,
+    context: &WrapContext,
+    wrap: &[u8],
+) -> Result<(Kek, Cmk), Failure> {
     let construction = Construction::parse(wrap).map_err(|error| match error {
         WrapError::UnknownConstruction(_) => Failure::unsupported(error.to_string()),
         WrapError::Malformed | WrapError::NotAuthentic => Failure::rejected(),
@@ -162,28 +205,33 @@ pub(super) fn open(connection: &mut Connection, context: &WrapContext, wrap: &[u
     match construction {
         Construction::TpmEcdh { key, encapsulated, sealed } => {
             let cmk = parsed(key)?;
-            Ok((cmk.open_ecdh(connection, context, &encapsulated, &sealed)?, cmk))
+            Ok((cmk.open_ecdh(connection, approvals, context, &encapsulated, &sealed)?, cmk))
         }
         Construction::TpmRsaOaep { key, block } => {
             let cmk = parsed(key)?;
-            Ok((cmk.open_rsa(connection, context, &block)?, cmk))
+            Ok((cmk.open_rsa(connection, approvals, context, &block)?, cmk))
         }
         // A token's: it belongs elsewhere.
         _ => Err(Failure::rejected()),
     }
 }
 
-fn template(mechanism: Mechanism) -> Result<Public, Failure> {
+fn template(mechanism: Mechanism, policy: Option<[u8; 32]>) -> Result<Public, Failure> {
     let attributes = ObjectAttributesBuilder::new()
         .with_fixed_tpm(true)
         .with_fixed_parent(true)
         .with_sensitive_data_origin(true)
-        .with_user_with_auth(true)
+        // With it set the auth value alone would do, whatever the policy says.
+        .with_user_with_auth(policy.is_none())
+        .with_admin_with_policy(policy.is_some())
         .with_no_da(true)
         .with_decrypt(true)
         .build()?;
-    let builder =
-        PublicBuilder::new().with_name_hashing_algorithm(HashingAlgorithm::Sha256).with_object_attributes(attributes);
+    let policy = Digest::try_from(policy.as_ref().map_or(&[][..], |policy| policy.as_slice()))?;
+    let builder = PublicBuilder::new()
+        .with_auth_policy(policy)
+        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
+        .with_object_attributes(attributes);
     let builder = match mechanism {
         Mechanism::EcdhP256 => builder
             .with_public_algorithm(PublicAlgorithm::Ecc)
@@ -227,6 +275,9 @@ const ALG_NULL: u16 = 0x0010;
 const ALG_ECC: u16 = 0x0023;
 /// fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA, decrypt.
 const ATTRIBUTES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 10 | 1 << 17;
+
+/// As above with adminWithPolicy in place of userWithAuth: only the policy opens it.
+const ATTRIBUTES_BOOT: u32 = ATTRIBUTES & !(1 << 6) | 1 << 7;
 
 struct Fields<'a>(&'a [u8]);
 

@@ -11,7 +11,7 @@ use keystead_core::wrap::TpmKey;
 use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::response_code::Tss2ResponseCodeKind;
 use tss_esapi::constants::{CapabilityType, SessionType, StartupType};
-use tss_esapi::handles::{KeyHandle, NvIndexHandle, ObjectHandle, TpmHandle};
+use tss_esapi::handles::{KeyHandle, NvIndexHandle, ObjectHandle, SessionHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
@@ -76,7 +76,7 @@ impl Connection {
         {
             return Err(Failure::Final(other_tpm(&name, pinned)));
         }
-        let session = salted_session(&mut context, srk)?;
+        let session = salted_session(&mut context, srk, SessionType::Hmac)?;
         operations.fetch_add(6, Ordering::Relaxed);
         Ok(Self {
             context,
@@ -130,6 +130,27 @@ impl Connection {
     /// What costs no command.
     pub(super) fn context(&mut self) -> &mut Context {
         &mut self.context
+    }
+
+    /// One command in a session of its own, such as [`Self::policy_session`] gives.
+    pub(super) fn call_in<T>(
+        &mut self,
+        session: AuthSession,
+        command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
+    ) -> Result<T, Failure> {
+        self.operations.fetch_add(1, Ordering::Relaxed);
+        Ok(self.context.execute_with_session(Some(session), command)?)
+    }
+
+    /// A policy session, salted and encrypting as the other one.
+    pub(super) fn policy_session(&mut self) -> Result<AuthSession, Failure> {
+        self.operations.fetch_add(1, Ordering::Relaxed);
+        salted_session(&mut self.context, self.srk, SessionType::Policy)
+    }
+
+    /// What cannot be flushed goes with the connection.
+    pub(super) fn flush_session(&mut self, session: AuthSession) {
+        let _ = self.plain(|context| context.flush_context(SessionHandle::from(session).into()));
     }
 
     pub(super) fn random(&mut self) -> Result<Zeroizing<Vec<u8>>, Failure> {
@@ -186,14 +207,14 @@ fn create_srk(context: &mut Context, ecc: bool) -> Result<KeyHandle, Failure> {
     }
 }
 
-fn salted_session(context: &mut Context, srk: KeyHandle) -> Result<AuthSession, Failure> {
+fn salted_session(context: &mut Context, srk: KeyHandle, kind: SessionType) -> Result<AuthSession, Failure> {
     let session = context
         .execute_without_session(|context| {
             context.start_auth_session(
                 Some(srk),
                 None,
                 None,
-                SessionType::Hmac,
+                kind,
                 SymmetricDefinition::AES_128_CFB,
                 HashingAlgorithm::Sha256,
             )

@@ -3,6 +3,7 @@
 //! A TPM does one thing at a time, so one lock holds the connection and whoever asks waits for it. What a failed command
 //! means is judged by the canary rule: it is the request's fault unless the canary dies of it, too.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,9 +12,11 @@ use keystead_core::id::{GenerationNumber, KeyId, RootKind};
 use keystead_core::{Kek, RootId, WrapContext, WrappedKek};
 
 use super::auth::{self, AuthFile};
+use super::boot::Demand;
 use super::cmk::{self, Cmk, Mechanism};
 use super::connection::{Connection, flush_everything};
 use super::failure::Failure;
+use super::policy::{auth_policy, policy_ref};
 use super::srk::SrkName;
 use super::tcti::Tcti;
 use super::{epoch, random};
@@ -53,6 +56,9 @@ struct State {
 struct Open {
     connection: Connection,
     mechanism: Mechanism,
+    /// What new CMKs demand of a boot.
+    demand: Option<Demand>,
+    approvals: PathBuf,
     /// The CMK used last: what the canary sings with.
     last_used: Option<Cmk>,
 }
@@ -177,7 +183,9 @@ impl Device {
             }
         };
         tracing::debug!(serial = connection.summary.serial, mechanism = mechanism.as_str(), "TPM opened");
-        Ok(Open { connection, mechanism, last_used: None })
+        let demand = self.tpm.boot.as_ref().map(Demand::read).transpose()?;
+        let approvals = self.tpm.approvals.clone();
+        Ok(Open { connection, mechanism, demand, approvals, last_used: None })
     }
 
     /// On a raw TPM only: behind a resource manager there is nothing of others to be seen.
@@ -300,7 +308,7 @@ fn perform(open: &mut Open, request: &Request) -> Result<Answer, Failure> {
             if context.root_kind != RootKind::Tpm {
                 return Err(Failure::rejected());
             }
-            let (kek, cmk) = cmk::open(connection, context, wrap)?;
+            let (kek, cmk) = cmk::open(connection, &open.approvals, context, wrap)?;
             open.last_used = Some(cmk);
             Ok(Answer::Kek(kek))
         }
@@ -319,10 +327,12 @@ fn under_new_cmk(open: &mut Open, context: &WrapContext, kek: &Kek) -> Result<Wr
         return Err(Failure::unsupported(format!("roots of kind {}", context.root_kind)));
     }
     let connection = &mut open.connection;
-    let cmk = Cmk::generate(connection, open.mechanism)?;
+    let demand = open.demand.as_ref();
+    let policy = demand.map(|demand| auth_policy(&demand.signer, &policy_ref(&context.keyring, demand.series)));
+    let cmk = Cmk::generate(connection, open.mechanism, policy)?;
     let bytes = cmk.seal(connection, context, kek)?.to_bytes();
     // Opened once before anything depends on it.
-    let (opened, cmk) = cmk::open(connection, context, &bytes)?;
+    let (opened, cmk) = cmk::open(connection, &open.approvals, context, &bytes)?;
     if opened.commitment() != kek.commitment() {
         return Err(Failure::device("the TPM opened a new wrap to another key"));
     }
@@ -337,12 +347,12 @@ fn canary(open: &mut Open) -> Result<(), Failure> {
     let connection = &mut open.connection;
     let cmk = match &open.last_used {
         Some(cmk) => cmk.clone(),
-        None => Cmk::generate(connection, open.mechanism)?,
+        None => Cmk::generate(connection, open.mechanism, None)?,
     };
     let context = canary_context();
     let kek = Kek::take(&mut *random::kernel()?);
     let wrap = cmk.seal(connection, &context, &kek)?.to_bytes();
-    let (opened, cmk) = cmk::open(connection, &context, &wrap)?;
+    let (opened, cmk) = cmk::open(connection, &open.approvals, &context, &wrap)?;
     if opened.commitment() != kek.commitment() {
         return Err(Failure::device("the TPM opened a wrap to another key than was sealed"));
     }

@@ -1,5 +1,6 @@
 //! What `keystead tpm info` finds out: without the auth file, with keys made for the trial and nothing else.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -110,7 +111,7 @@ fn measure(tcti: &Tcti, mechanism: Mechanism) -> Result<Duration, Failure> {
     let value = random::kernel()?;
     let auth = AuthFile::for_trial(&value);
     let mut connection = Connection::open(tcti, auth, Arc::new(AtomicU64::new(0)))?;
-    let cmk = Cmk::generate(&mut connection, mechanism)?;
+    let cmk = Cmk::generate(&mut connection, mechanism, None)?;
     let kek = Kek::take(&mut *random::kernel()?);
     let context = canary_context();
     let wrap = cmk.seal(&mut connection, &context, &kek)?.to_bytes();
@@ -118,7 +119,7 @@ fn measure(tcti: &Tcti, mechanism: Mechanism) -> Result<Duration, Failure> {
     // The first one loads the key.
     for _ in 0..=ROUNDS {
         let started = Instant::now();
-        let (opened, _) = cmk::open(&mut connection, &context, &wrap)?;
+        let (opened, _) = cmk::open(&mut connection, Path::new(""), &context, &wrap)?;
         times.push(started.elapsed());
         if opened.commitment() != kek.commitment() {
             return Err(Failure::device("it opened a wrap to another key than was sealed"));

@@ -4,19 +4,27 @@
 //! only epoch secrets ([`epoch`]) take room of its own. A [`Device`] keeps one [`connection`] and makes it anew when it is
 //! lost; [`failure`] says what a response code means.
 
+pub mod approval;
 mod auth;
+mod boot;
 mod cmk;
 mod connection;
 mod device;
 mod epoch;
+pub mod event_log;
 mod failure;
 mod identity;
 mod info;
+pub mod pcr;
+mod policy;
+mod preview;
 mod provision;
 mod random;
 mod srk;
 mod tcti;
 
+pub use boot::{approvals, differing};
 pub use device::Device;
 pub use info::{Lockout, TpmInfo, Trial, info};
+pub use preview::read_pcrs;
 pub use provision::{Provisioned, provision};
