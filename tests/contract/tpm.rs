@@ -385,6 +385,12 @@ fn owned(_: MakeRig) {
     let again = provision(Some(b"owner-secret")).unwrap();
     assert!(!again.made_auth_file && !again.made_srk);
     assert_eq!(fs::read(rig.pin_file()).unwrap(), before);
+    // With the file gone, what depends on it is said, and not taken for the owner's auth value.
+    let aside = rig.folder.path().join("aside");
+    fs::rename(rig.pin_file(), &aside).unwrap();
+    let error = provision(Some(b"owner-secret")).unwrap_err();
+    assert!(error.to_string().contains("tpm2_nvundefine"), "{error}");
+    fs::rename(&aside, rig.pin_file()).unwrap();
     // The daemon needs no owner.
     let custody = start(&rig);
     let (wrap, kek) = new_kek(&custody, &context(1));

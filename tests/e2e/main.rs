@@ -32,4 +32,5 @@ mod token;
 #[cfg(feature = "tpm")]
 mod tpm;
 #[cfg(feature = "tpm")]
+#[path = "../../crates/bench/src/tpm_proxy.rs"]
 mod tpm_proxy;

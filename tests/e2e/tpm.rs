@@ -202,7 +202,7 @@ async fn slow_tpm_serves_the_active_generation_first_and_costs_no_call() {
     drop(kms);
     assert!(daemon.stop().success());
 
-    let proxy = Proxy::start(&tpm.chip.tcti, Duration::from_millis(300));
+    let proxy = Proxy::start(&tpm.chip.tcti, Duration::from_millis(300)).unwrap();
     tpm.reach(&proxy.tcti);
     let daemon = tpm.site.serve().await;
     let until_serving = proxy.commands();

@@ -10,6 +10,9 @@ mod report;
 mod run;
 mod stats;
 mod subject;
+// What counts the commands is used by the daemon's tests.
+#[allow(dead_code)]
+mod tpm_proxy;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

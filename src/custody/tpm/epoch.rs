@@ -107,14 +107,24 @@ pub(super) fn destroy(connection: &mut Connection, epoch: &EpochRef) -> Result<(
     Ok(())
 }
 
-/// Defines both indices of a keyring and node, unless they are there.
+/// Defines both indices of a keyring and node, unless they are there, and sees that they take our auth value.
 pub(super) fn define_both(connection: &mut Connection, keyring: &KeyringId, node: &NodeId) -> Result<(), Failure> {
-    for (index, content) in read_both(connection, keyring, node)? {
-        if matches!(content, Content::Missing) {
+    let first = first_index(keyring, node);
+    for index in [first, first + 1] {
+        if resolve(connection, index)?.is_none() {
             define(connection, index)?;
         }
     }
-    Ok(())
+    match read_both(connection, keyring, node) {
+        Ok(_) => Ok(()),
+        Err(Failure::Auth(_)) => Err(Failure::device(format!(
+            "the NV indices of keyring {keyring} on node {node} are there, with the auth value of another auth file. Put that \
+             file back; or, if nothing depends on it any more, `tpm2_nvundefine -C o 0x{first:x}`, the same for 0x{:x}, and \
+             provision again",
+            first + 1
+        ))),
+        Err(failure) => Err(failure),
+    }
 }
 
 fn read_both(connection: &mut Connection, keyring: &KeyringId, node: &NodeId) -> Result<Vec<(u32, Content)>, Failure> {
