@@ -14,6 +14,10 @@ mod support;
 mod tpm;
 #[cfg(feature = "tpm")]
 mod tpm_boot;
+#[cfg(feature = "tpm")]
+#[path = "../../crates/bench/src/tpm_proxy.rs"]
+#[allow(dead_code, reason = "the daemon's tests use the rest")]
+mod tpm_proxy;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use keystead::custody::contract::{CustodyError, PinState, Request};
 use keystead::custody::settings::{CustodySettings, MechanismChoice, PinSource};
-use keystead_core::wrap::Construction;
+use keystead_core::wrap::{Construction, TpmKey};
 use rustix::process::Signal;
 
 use crate::asking::{context, derive, describe, done, epoch, epochs, new_kek, refusal, unwrap};
@@ -13,12 +13,14 @@ use crate::support::chip::Swtpm;
 use crate::support::custodian::Custody;
 use crate::support::rig::{MakeRig, Rig};
 use crate::support::swtpm;
+use crate::tpm_proxy::Proxy;
 use crate::{KeyCase, TokenCase};
 
 pub const KEY_CASES: &[(&str, KeyCase)] = &[
     ("cmk_is_fixed_to_the_tpm_and_asks_for_its_auth_value", fixed),
     ("wrap_of_another_tpm_is_rejected_and_the_device_is_well", foreign_tpm),
     ("destroying_a_cmk_that_lives_in_its_wrap_is_fine", destroyed),
+    ("listener_on_the_bus_hears_neither_auth_value_nor_secret", overheard),
 ];
 
 pub const CASES: &[(&str, TokenCase)] = &[
@@ -94,6 +96,64 @@ fn foreign_tpm(rig: &Rig, mechanism: MechanismChoice) {
     assert_eq!(refusal(&custody, &context(1), &foreign.bytes), CustodyError::WrapRejected);
     assert_eq!(unwrap(&custody, &context(1), &wrap.bytes).unwrap().expose(), kek.expose());
     assert_eq!(describe(&custody).openings, 1, "a foreign wrap was taken for a lost TPM");
+}
+
+fn overheard(rig: &Rig, mechanism: MechanismChoice) {
+    let bus = Proxy::listening(&rig.chip().tcti).unwrap();
+    // What is made with the auth value in it, too: the file is new.
+    fs::remove_file(rig.pin_file()).unwrap();
+    let (keyring, node) = ("heard".parse().unwrap(), "edge-1".parse().unwrap());
+    let mut settings = rig.settings(mechanism);
+    let tpm = settings.tpm.as_mut().unwrap();
+    tpm.tcti = bus.tcti.clone();
+    keystead::custody::tpm::provision(tpm, &rig.pin_file(), None, &keyring, &node).unwrap();
+    let custody = Custody::start(settings);
+    let (wrap, kek) = new_kek(&custody, &context(1));
+    unwrap(&custody, &context(1), &wrap.bytes).unwrap();
+    let one = epoch("heard", "edge-1", 1);
+    done(&custody, Request::CreateEpoch(one.clone()));
+    derive(&custody, &one).unwrap();
+    drop(custody);
+
+    let text = fs::read_to_string(rig.pin_file()).unwrap();
+    let digits = text.lines().nth(1).unwrap().strip_prefix("auth ").unwrap();
+    let auth: Vec<u8> = (0..32).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap()).collect();
+    // The secret, read by another program.
+    let secrets = indices(rig.chip()).into_iter().filter_map(|index| {
+        let read = rig.chip().tool(&["nvread", &index, "-C", &index, "-P", &format!("hex:{digits}"), "-s", "64"]);
+        (read.status.success() && read.stdout.starts_with(b"kse1")).then(|| read.stdout[24..56].to_vec())
+    });
+    let secrets: Vec<Vec<u8>> = secrets.collect();
+    assert_eq!(secrets.len(), 1, "the epoch secret was not found");
+    let heard = bus.heard();
+    let hears = |needle: &[u8]| heard.windows(needle.len()).any(|window| window == needle);
+    assert!(hears(&wrap.bytes[3..40]), "the listener is deaf: not even the public half was heard");
+    assert!(!hears(&auth), "the auth value went over the bus");
+    assert!(!hears(&secrets[0]), "the epoch secret went over the bus");
+    assert!(!hears(kek.expose()), "the KEK went over the bus");
+    if let Ok(Construction::TpmEcdh { key, encapsulated, .. }) = Construction::parse(&wrap.bytes) {
+        let shared = shared_secret(rig.chip(), &key, &encapsulated, digits);
+        assert!(!hears(&shared), "the ECDH's result went over the bus");
+    }
+}
+
+/// The x-coordinate that opens a wrap, as another program gets it that has the auth value.
+fn shared_secret(chip: &Swtpm, key: &TpmKey, encapsulated: &[u8; 65], auth: &str) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    for (name, half) in [("public", &key.public), ("private", &key.private)] {
+        fs::write(at(name), [&(half.len() as u16).to_be_bytes(), half.as_slice()].concat()).unwrap();
+    }
+    fs::write(at("point"), [&[0, 68, 0, 32][..], &encapsulated[1..33], &[0, 32], &encapsulated[33..]].concat())
+        .unwrap();
+    // The custodian was killed and has left its own objects behind.
+    for kind in ["-t", "-l", "-s"] {
+        chip.tool_does(&["flushcontext", kind]);
+    }
+    chip.tool_does(&["load", "-C", "0x81000001", "-u", &at("public"), "-r", &at("private"), "-c", &at("key"), "-Q"]);
+    let auth = format!("hex:{auth}");
+    chip.tool_does(&["ecdhzgen", "-c", &at("key"), "-p", &auth, "-u", &at("point"), "-o", &at("z")]);
+    fs::read(at("z")).unwrap()[4..36].to_vec()
 }
 
 fn destroyed(rig: &Rig, mechanism: MechanismChoice) {

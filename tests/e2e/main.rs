@@ -33,4 +33,5 @@ mod token;
 mod tpm;
 #[cfg(feature = "tpm")]
 #[path = "../../crates/bench/src/tpm_proxy.rs"]
+#[allow(dead_code, reason = "the contract suite uses the rest")]
 mod tpm_proxy;

@@ -10,8 +10,7 @@ mod report;
 mod run;
 mod stats;
 mod subject;
-// What counts the commands is used by the daemon's tests.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the daemon's tests use the rest")]
 mod tpm_proxy;
 
 use std::path::PathBuf;

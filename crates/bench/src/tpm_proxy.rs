@@ -1,20 +1,31 @@
 //! Stands between a daemon and its software TPM: makes every command slow, and counts them. The daemon's tests use it, too.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 pub struct Proxy {
     pub tcti: String,
     commands: Arc<AtomicU64>,
+    /// What went over the bus, both ways; what only a listener would keep.
+    traffic: Option<Arc<Mutex<Vec<u8>>>>,
 }
 
 impl Proxy {
     /// For a TCTI that ends in `port=…`. The TSS makes one connection a command. Its threads end with the process.
     pub fn start(tcti: &str, latency: Duration) -> io::Result<Self> {
+        Self::between(tcti, latency, None)
+    }
+
+    /// One that keeps everything that passes.
+    pub fn listening(tcti: &str) -> io::Result<Self> {
+        Self::between(tcti, Duration::ZERO, Some(Arc::default()))
+    }
+
+    fn between(tcti: &str, latency: Duration, traffic: Option<Arc<Mutex<Vec<u8>>>>) -> io::Result<Self> {
         let real: u16 = tcti
             .rsplit_once("port=")
             .and_then(|(_, port)| port.parse().ok())
@@ -29,19 +40,26 @@ impl Proxy {
         };
         let tcti = format!("swtpm:host=127.0.0.1,port={}", data.local_addr()?.port());
         let commands = Arc::new(AtomicU64::new(0));
-        let counter = commands.clone();
+        let (counter, listener) = (commands.clone(), traffic.clone());
         thread::spawn(move || {
             for client in data.incoming().flatten() {
                 counter.fetch_add(1, Ordering::Relaxed);
-                thread::spawn(move || forward(client, real, latency));
+                let listener = listener.clone();
+                thread::spawn(move || forward(client, real, latency, listener));
             }
         });
         thread::spawn(move || {
             for client in control.incoming().flatten() {
-                thread::spawn(move || forward(client, real + 1, Duration::ZERO));
+                thread::spawn(move || forward(client, real + 1, Duration::ZERO, None));
             }
         });
-        Ok(Self { tcti, commands })
+        Ok(Self { tcti, commands, traffic })
+    }
+
+    pub fn heard(&self) -> Vec<u8> {
+        let traffic =
+            self.traffic.as_ref().map(|traffic| traffic.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        traffic.unwrap_or_default()
     }
 
     pub fn commands(&self) -> u64 {
@@ -49,17 +67,30 @@ impl Proxy {
     }
 }
 
-fn forward(client: TcpStream, port: u16, latency: Duration) {
+fn forward(client: TcpStream, port: u16, latency: Duration, traffic: Option<Arc<Mutex<Vec<u8>>>>) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { return };
     // What the test is about: a chip that takes its time.
     thread::sleep(latency);
     let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), server.try_clone()) else { return };
+    let heard = traffic.clone();
     let up = thread::spawn(move || {
-        let _ = io::copy(&mut from_client, &mut to_server);
+        pass(&mut from_client, &mut to_server, heard.as_deref());
         let _ = to_server.shutdown(Shutdown::Write);
     });
     let (mut from_server, mut to_client) = (server, client);
-    let _ = io::copy(&mut from_server, &mut to_client);
+    pass(&mut from_server, &mut to_client, traffic.as_deref());
     let _ = to_client.shutdown(Shutdown::Both);
     let _ = up.join();
+}
+
+fn pass(from: &mut TcpStream, to: &mut TcpStream, traffic: Option<&Mutex<Vec<u8>>>) {
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if let Some(traffic) = traffic {
+            traffic.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..count]);
+        }
+        if to.write_all(&buffer[..count]).is_err() {
+            return;
+        }
+    }
 }

@@ -99,6 +99,7 @@ impl Connection {
     /// One command in the session.
     pub(super) fn call<T>(&mut self, command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>) -> Result<T, Failure> {
         self.operations.fetch_add(1, Ordering::Relaxed);
+        encrypt_parameters(&mut self.context, self.session)?;
         let session = Some(self.session);
         Ok(self.context.execute_with_session(session, command)?)
     }
@@ -109,6 +110,7 @@ impl Connection {
         command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
     ) -> Result<T, NvError> {
         self.operations.fetch_add(1, Ordering::Relaxed);
+        encrypt_parameters(&mut self.context, self.session).map_err(NvError::Other)?;
         let session = Some(self.session);
         self.context.execute_with_session(session, command).map_err(|error| match error {
             Error::Tss2Error(code) if code.kind() == Some(Tss2ResponseCodeKind::NvUninitialized) => {
@@ -139,6 +141,7 @@ impl Connection {
         command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
     ) -> Result<T, Failure> {
         self.operations.fetch_add(1, Ordering::Relaxed);
+        encrypt_parameters(&mut self.context, session)?;
         Ok(self.context.execute_with_session(Some(session), command)?)
     }
 
@@ -220,10 +223,16 @@ fn salted_session(context: &mut Context, srk: KeyHandle, kind: SessionType) -> R
             )
         })?
         .ok_or_else(|| Failure::device("the TPM gave no session"))?;
+    encrypt_parameters(context, session)?;
+    Ok(session)
+}
+
+/// Before every command, and never only once: where a command or its answer has nothing to encrypt, the TSS takes the
+/// attribute off the session, and does not put it back.
+fn encrypt_parameters(context: &mut Context, session: AuthSession) -> Result<(), Failure> {
     let (attributes, mask) =
         SessionAttributesBuilder::new().with_decrypt(true).with_encrypt(true).with_continue_session(true).build();
-    context.tr_sess_set_attributes(session, attributes, mask)?;
-    Ok(session)
+    Ok(context.tr_sess_set_attributes(session, attributes, mask)?)
 }
 
 fn other_tpm(found: &SrkName, pinned: &SrkName) -> CustodyError {

@@ -78,6 +78,26 @@ mod tests {
     }
 
     #[test]
+    fn device_that_this_user_may_not_open_is_said_so() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let device = folder.path().join("tpmrm0");
+        std::fs::write(&device, "").unwrap();
+        std::fs::set_permissions(&device, std::fs::Permissions::from_mode(0o000)).unwrap();
+        let tcti = Tcti::parse(&format!("device:{}", device.display())).unwrap();
+        let error = std::thread::spawn(move || {
+            if rustix::process::geteuid().is_root() {
+                // This thread only: root may open everything.
+                let nobody = rustix::process::Uid::from_raw(65_534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            }
+            tcti.unreachable("?").to_string()
+        });
+        let error = error.join().unwrap();
+        assert!(error.contains("Permission denied") && error.contains("group that owns it"), "{error}");
+    }
+
+    #[test]
     fn text_that_is_no_tcti_and_device_that_is_not_there_are_told_apart() {
         let error = Tcti::parse("/dev/tpmrm0").unwrap_err().to_string();
         assert!(error.contains("none of device:"), "{error}");
