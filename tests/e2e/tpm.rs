@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::chip::Swtpm;
+use crate::crash;
 use crate::daemon::{Finished, Site, decrypt, encrypt};
 use crate::etcd::Etcd;
 use crate::load::Load;
@@ -86,6 +87,14 @@ async fn key_in_a_tpm_is_served_rotated_and_an_old_store_refused() {
     assert!(daemon.stop().success());
     fs::write(site.store_file(), &today).unwrap();
     assert!(site.serve().await.stop().success());
+}
+
+#[tokio::test]
+async fn rotation_and_init_on_a_tpm_killed_at_every_failpoint_resume_or_roll_back() {
+    crash::rotation_survives_every_kill(&TpmSite::initialized().site).await;
+    for name in crash::of_init() {
+        crash::init_survives_a_kill(&TpmSite::bare().site, name).await;
+    }
 }
 
 #[tokio::test]
