@@ -3,7 +3,7 @@
 //! `KEYSTEAD_KILL_AT=<name>` ends the process there with SIGKILL; the `FAILPOINTS` variable of the `fail` crate offers the rest
 //! (`store.before-write=return`, …). tests/e2e enumerates [`NAMES`].
 
-/// Every failpoint, in the order a rotation meets them.
+/// Every failpoint of the local profile, in the order a rotation meets them.
 pub const NAMES: &[&str] = &[
     "store.before-write",
     "store.half-written",
@@ -18,6 +18,19 @@ pub const NAMES: &[&str] = &[
     "epoch.record-written",
     "epoch.old-destroyed",
     "rotation.before-publish",
+];
+
+/// Those of the cloud profile, in the order of a life: a start offline, a renewal, a revocation, and the way back.
+pub const CLOUD: &[&str] = &[
+    "offline-start.stored",
+    "renewal.answered",
+    "renewal.before-store",
+    "renewal.stored",
+    "revocation.refused",
+    "revocation.marked",
+    "revocation.shredded",
+    "return.before-store",
+    "return.stored",
 ];
 
 /// Arms what the environment asks for. Call once, before threads start.

@@ -1,6 +1,7 @@
 //! Keystead: a hardware key service for Kubernetes edge masters. The rooms of the daemon; `docs/architecture.md` is the map.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod audit;
 pub mod cli;
 pub mod cluster;
 pub mod config;
@@ -12,3 +13,4 @@ pub mod rpc;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod upstream;

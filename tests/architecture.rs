@@ -12,13 +12,21 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("memory", &[]),
     ("custody", &[]),
     ("store", &["failpoint"]),
+    ("audit", &[]),
+    ("upstream", &[]),
     ("cluster", &[]),
-    ("service", &["custody", "store", "memory", "failpoint"]),
-    ("rpc", &["service", "custody", "memory"]),
+    ("service", &["custody", "upstream", "store", "audit", "memory", "failpoint"]),
+    ("rpc", &["service", "custody", "audit", "memory"]),
     ("telemetry", &["service", "custody"]),
-    ("config", &["custody", "store", "service", "rpc", "telemetry", "process"]),
-    ("process", &["config", "custody", "store", "service", "rpc", "telemetry", "memory", "failpoint"]),
-    ("cli", &["config", "process", "service", "custody", "store", "cluster", "telemetry", "failpoint"]),
+    ("config", &["custody", "upstream", "store", "audit", "service", "rpc", "telemetry", "process"]),
+    (
+        "process",
+        &["config", "custody", "upstream", "store", "audit", "service", "rpc", "telemetry", "memory", "failpoint"],
+    ),
+    (
+        "cli",
+        &["config", "process", "service", "custody", "upstream", "store", "audit", "cluster", "telemetry", "failpoint"],
+    ),
 ];
 
 /// What no file of the pure core may name.

@@ -68,7 +68,7 @@ impl Connection {
             Err(_) => {
                 let patience = patience.as_secs();
                 let message = format!("the daemon did not answer within {patience} s on {}", self.socket.display());
-                Err(Failure::new(Exit::Unreachable, message).next("look at the daemon's log"))
+                Err(Failure::new(Exit::Unreachable, message).next("`keystead doctor` and the daemon's log say more"))
             }
         }
     }
@@ -78,7 +78,7 @@ impl Connection {
         // Only an error that arose on this side has a source: the daemon went away or speaks something else.
         if status.source().is_some() {
             let message = format!("the connection to {} broke: {}", self.socket.display(), status.message());
-            return Failure::new(Exit::Unreachable, message).next("is the daemon running? `keystead status`");
+            return Failure::new(Exit::Unreachable, message).next("is the daemon running? `keystead doctor`");
         }
         let message = match status.message() {
             "" => format!("the daemon answered {:?}", status.code()),
@@ -88,7 +88,7 @@ impl Connection {
         match status.code() {
             Code::PermissionDenied => failure(Exit::Refused)
                 .next("run it as an allowed user, or add this one to allow_uids or allow_gids of that socket"),
-            Code::Unavailable => failure(Exit::NotServing).next("`keystead status` says why"),
+            Code::Unavailable => failure(Exit::NotServing).next("`keystead doctor` says why, and what to do"),
             Code::Unimplemented => Failure::new(Exit::Refused, "the daemon does not know this command")
                 .next("is it of the same version, and the socket the right one? `keystead status`"),
             _ => failure(Exit::Refused),
@@ -109,7 +109,7 @@ fn unreachable(socket: &Path, error: &tonic::transport::Error) -> Failure {
             .next("run it as the daemon's user or root, or see `mode` and `group` of that socket in the config file"),
         _ => {
             let cause = Failure::from_error(Exit::Unreachable, error).message;
-            failure(format!("cannot connect to {shown}: {cause}"))
+            failure(format!("cannot connect to {shown}: {cause}")).next("`keystead doctor` looks at the sockets")
         }
     }
 }

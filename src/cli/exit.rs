@@ -14,9 +14,11 @@ Exit codes:
   0  done
   1  failed
   2  wrong usage or configuration
-  3  the daemon cannot be reached
-  4  the daemon refused
-  5  the daemon answers, but does not serve as it should";
+  3  the daemon (upstream check: the cloud) cannot be reached
+  4  the daemon (upstream check: the cloud) refused
+  5  the daemon answers, but does not serve as it should
+  6  `doctor` found warnings
+  7  `doctor` found something critical";
 
 /// What a command ends with. Documented in `docs/commands.md`; a number never changes its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub enum Exit {
     Unreachable = 3,
     Refused = 4,
     NotServing = 5,
+    Warnings = 6,
+    Critical = 7,
 }
 
 impl From<Exit> for ExitCode {
@@ -82,7 +86,7 @@ impl From<ConfigError> for Failure {
         match error {
             ConfigError::Unreadable { .. } => failure.next("name the right file with --config or $KEYSTEAD_CONFIG"),
             ConfigError::Invalid(_) => failure.next("mend it, then `keystead config check`"),
-            ConfigError::NoNode => failure,
+            ConfigError::NoNode => failure.next("set `node` in the config file"),
         }
     }
 }
@@ -102,7 +106,16 @@ mod tests {
 
     #[test]
     fn help_names_every_code() {
-        for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::Unreachable, Exit::Refused, Exit::NotServing] {
+        for exit in [
+            Exit::Done,
+            Exit::Failed,
+            Exit::Usage,
+            Exit::Unreachable,
+            Exit::Refused,
+            Exit::NotServing,
+            Exit::Warnings,
+            Exit::Critical,
+        ] {
             assert!(HELP.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}");
         }
     }

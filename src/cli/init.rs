@@ -9,6 +9,7 @@ use super::exit::Failure;
 use super::report::Report;
 use super::wiring::{self, InitOrder, InitOutcome};
 use super::{settings, table};
+use crate::config::roles::{Granted, grant_all};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -42,17 +43,27 @@ pub fn run(arguments: &Arguments, config: Option<&Path>) -> Result<Report, Failu
         abandon_lost_store: arguments.abandon_lost_store,
     };
     let outcome = wiring::init(&order, &settings, &source)?;
-    Ok(report(&outcome))
+    // Who makes the key looks after it, until he gives the roles to others.
+    let granted = outcome.created.then(|| grant_all(&source, rustix::process::getuid().as_raw()));
+    Ok(report(&outcome, granted.as_ref()))
 }
 
-fn report(outcome: &InitOutcome) -> Report {
+fn report(outcome: &InitOutcome, granted: Option<&Granted>) -> Report {
     let title = if outcome.created { "The key is made." } else { "The key was there already." };
+    let roles = match granted {
+        Some(Granted::Now { uid }) => format!("all granted to user {uid}, in [roles] of the configuration"),
+        Some(Granted::Before) | None => "as in [roles] of the configuration".into(),
+        Some(Granted::Nobody { why }) => {
+            format!("not given out: {why}. Whoever may use the admin socket may do everything")
+        }
+    };
     let rows = table::fields(&[
         ("Keyring", format!("{} on node {}", outcome.keyring, outcome.node)),
         ("Key ID", outcome.key_id.clone()),
         ("Generation", outcome.generation.to_string()),
         ("Token", format!("{} (serial {}), {}", outcome.token_label, outcome.token_serial, outcome.mechanism)),
         ("Roots", outcome.durable_roots.join(", ")),
+        ("Admin roles", roles),
     ]);
     let text = format!("{title}\n{rows}Next: `keystead serve`\n");
     let json = json!({
@@ -64,6 +75,10 @@ fn report(outcome: &InitOutcome) -> Report {
         "token": { "label": outcome.token_label, "serial": outcome.token_serial },
         "mechanism": outcome.mechanism,
         "durable_roots": outcome.durable_roots,
+        "roles_granted_to": match granted {
+            Some(Granted::Now { uid }) => Some(uid),
+            _ => None,
+        },
     });
     Report::done(text, json)
 }
@@ -85,7 +100,8 @@ mod tests {
             mechanism: "aes-gcm (IV by caller)".into(),
             durable_roots: vec!["pkcs11".into(), "recovery".into()],
         };
-        let report = report(&outcome);
+        let report = report(&outcome, Some(&Granted::Now { uid: 1234 }));
+        assert!(report.text.contains("user 1234"), "{}", report.text);
         assert!(report.text.contains("ks1.default.1.00") && report.text.contains("keystead serve"), "{}", report.text);
         assert_eq!(report.json["durable_roots"][1], "recovery");
     }

@@ -4,25 +4,34 @@
 //! Commands reach the running daemon through its sockets only, and find those through the same configuration. What
 //! starts processes or opens a token goes through [`wiring`]. `docs/commands.md` is the reference for people.
 
+mod audit;
 mod config_check;
 mod connection;
 mod custodian;
+mod doctor;
+mod etcd;
 mod exit;
 mod init;
 mod internal;
 mod key;
 mod kms;
+mod lease;
 mod paint;
 mod recover;
 mod recovery;
+mod remedy;
 mod report;
 mod roots;
 mod serve;
+mod shell;
+mod source;
 mod status;
 mod table;
 mod time;
 mod token;
 mod tpm;
+#[cfg(feature = "cloud")]
+mod upstream;
 mod wiring;
 
 use std::path::{Path, PathBuf};
@@ -63,14 +72,22 @@ enum Command {
     Serve,
     /// Show what the daemon serves, and what an operator should know
     Status,
+    /// Look for everything that is wrong or soon will be, and say what to do; changes nothing
+    ///
+    /// Ends with the code of the worst finding: 0 for ok and info, 6 for warnings, 7 for anything critical. What could not
+    /// be checked counts as info, and the last line says how much it was; run it as root to see all.
+    Doctor(doctor::Arguments),
     /// The generations of the key
     #[command(subcommand)]
     Key(key::Command),
     /// The roots that open the key's generations
     #[command(subcommand)]
     Roots(roots::Command),
-    /// Rebuild the store from an etcd snapshot or a rescue file, and one durable root
-    Recover(recover::Arguments),
+    /// What stands in the cluster's etcd
+    #[command(subcommand)]
+    Etcd(etcd::Command),
+    /// Rebuild the store from an etcd, its snapshot or a rescue file, and one durable root
+    Recover(Box<recover::Arguments>),
     /// The recovery key, kept offline
     #[command(subcommand)]
     Recovery(recovery::Command),
@@ -80,12 +97,26 @@ enum Command {
     /// The TPM 2.0 that holds the CMKs, where custody.kind is "tpm"
     #[command(subcommand)]
     Tpm(tpm::Command),
+    /// The cloud key of the cloud profile
+    #[cfg(feature = "cloud")]
+    #[command(subcommand)]
+    Upstream(upstream::Command),
+    /// The lease on the cloud key's offline copy
+    #[command(subcommand)]
+    Lease(lease::Command),
     /// The running daemon's custodian: the process that holds the device and its PIN or auth value
     #[command(name = "custodian")]
     Custodian(custodian::Arguments),
+    /// The audit trail
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// The configuration
     #[command(subcommand)]
     Config(config_check::Command),
+    /// Completions for a shell: `source <(keystead completions bash)`
+    Completions(shell::CompletionsArguments),
+    /// Write the manual pages
+    Man(shell::ManArguments),
     /// Speak the KMS v2 protocol to the daemon, as kube-apiserver does; for debugging
     Kms(kms::Arguments),
     /// The process that serves requests; started by `serve`
@@ -123,13 +154,21 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Init(arguments) => init::run(&arguments, config),
         Command::Serve => serve::run(config),
         Command::Status => status::run(config),
+        Command::Doctor(arguments) => doctor::run(&arguments, config),
         Command::Key(command) => key::run(&command, config, cli.global.output),
         Command::Roots(command) => roots::run(&command, config),
+        Command::Etcd(command) => etcd::run(&command, config, cli.global.output),
         Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
         Command::Tpm(command) => tpm::run(&command, config),
+        Command::Audit(command) => audit::run(&command, config),
+        #[cfg(feature = "cloud")]
+        Command::Upstream(command) => upstream::run(&command, config, cli.global.output),
+        Command::Lease(command) => lease::run(&command, config),
         Command::Config(command) => config_check::run(&command, config),
+        Command::Completions(arguments) => Ok(shell::completions(&arguments, Cli::command())),
+        Command::Man(arguments) => shell::man(&arguments, with_exit_codes(Cli::command())),
         Command::Kms(arguments) => kms::run(&arguments, config, cli.global.output),
         Command::Custodian(custodian::Arguments { command: Some(command) }) => custodian::run(&command, config),
         // Both were taken before.
@@ -169,14 +208,20 @@ mod tests {
             "keystead init --no-recovery --abandon-lost-store",
             "keystead serve --config a.toml",
             "keystead status --output json",
+            "keystead doctor --only sockets --only store --encryption-config e.yaml",
             "keystead --output json key list",
             "keystead key describe",
             "keystead key describe 3",
             "keystead key rotate --yes",
+            "keystead key rotate --yes --force because",
             "keystead roots list",
             "keystead roots rescue --to public.pem --out rescue.txt",
+            "keystead etcd scan --snapshot a.db --skip-hash-check",
+            "keystead etcd scan --etcd http://127.0.0.1:2379 --prefix /registry/ --no-record",
             "keystead recover --snapshot a.db --no-recovery --replace-store",
             "keystead recover --snapshot a.db --private p.pem --dry-run --provider edge --skip-hash-check",
+            "keystead recover --etcd https://a:2379 --etcd-cacert a --etcd-cert b --etcd-key c --etcd-timeout 5 --dry-run",
+            "keystead recover --etcd unix:///a --rescue rescue.txt --prefix /a --prefix /b --no-recovery",
             "keystead recover --rescue rescue.txt --private p.pem --recovery public.pem",
             "keystead recovery keygen --out private.pem --public-out public.pem",
             "keystead recovery verify --private private.pem",
@@ -184,7 +229,19 @@ mod tests {
             "keystead token list",
             "keystead tpm info",
             "keystead tpm provision --owner-auth-file a --out b",
+            "keystead audit query",
+            "keystead audit query --since 1h --action rotate --output json",
+            "keystead audit query --until 2d --uid 0 --generation 3 --outcome ok --limit 0",
+            "keystead audit verify",
+            "keystead audit verify --folder files",
             "keystead config check",
+            "keystead completions zsh",
+            "keystead man --out pages",
+            "keystead lease extend --grant grant.txt",
+            "keystead lease grant --key private.pem --status status.json --for 72h --out grant.txt",
+            "keystead lease grant --key p.pem --key-id ks1.a.1.abababababababababababababababab --epoch 4 --for 7d --out g",
+            #[cfg(feature = "cloud")]
+            "keystead upstream check",
             "keystead kms status",
             "keystead kms --socket /run/kms.sock encrypt --in a --out b",
             "keystead kms decrypt",
@@ -207,8 +264,16 @@ mod tests {
     fn recover_without_a_source_or_a_word_on_recovery_is_a_usage_error() {
         for line in [
             "keystead recover --no-recovery",
+            "keystead key rotate --force",
+            "keystead etcd scan",
+            "keystead etcd scan --snapshot a --etcd unix:///a",
             "keystead recover --snapshot a",
             "keystead recover --snapshot a --dry-run --no-recovery",
+            "keystead recover --snapshot a --etcd http://127.0.0.1:1 --dry-run",
+            "keystead recover --etcd https://a:1 --etcd-cert a --etcd-key b --dry-run",
+            "keystead recover --etcd https://a:1 --etcd-cacert c --etcd-cert a --dry-run",
+            "keystead recover --rescue a --etcd-cacert c --dry-run",
+            "keystead recover --etcd http://127.0.0.1:1 --etcd-timeout 0 --dry-run",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -1,25 +1,31 @@
-//! `keystead recover`: a new store out of an etcd snapshot or a rescue file, and one durable root.
+//! `keystead recover`: a new store out of an etcd, its snapshot or a rescue file, and one durable root.
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use keystead_core::recovery::{Loss, Origin, Sighting};
 use keystead_core::rescue::Rescue;
 use keystead_core::{GenerationNumber, KeyCommitment, KeyId, KeyringId};
 use serde_json::{Value, json};
 
+use super::connection::runtime;
 use super::exit::{Exit, Failure};
 use super::recovery::read_private;
 use super::report::{Format, Report, progress};
+use super::source::EtcdSource;
 use super::wiring::{self, RecoverOrder, RecoverOutcome};
 use super::{settings, table};
-use crate::cluster::{Snapshot, Survey, survey};
+use crate::cluster::Survey;
 use crate::service::recover::{OpenedSummary, Summary};
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true).multiple(true))]
 pub struct Arguments {
     #[command(flatten)]
-    sources: Sources,
+    cluster: EtcdSource,
+    /// What `keystead roots rescue` wrote
+    #[arg(long, value_name = "FILE", group = "source")]
+    rescue: Option<PathBuf>,
     /// The recovery key (PKCS#8 PEM); without it the configured token has to open the wraps
     #[arg(long, value_name = "PRIVATE.pem")]
     private: Option<PathBuf>,
@@ -32,26 +38,11 @@ pub struct Arguments {
     /// Pass over this generation; may be given again
     #[arg(long, value_name = "KEY_ID")]
     leave_out: Vec<KeyId>,
-    /// Read a copy of etcd's database file that has no checksum
-    #[arg(long)]
-    skip_hash_check: bool,
     #[command(flatten)]
     then: Then,
     /// Move a store that is there aside and write a new one
     #[arg(long)]
     replace_store: bool,
-}
-
-/// Where the wraps are read from.
-#[derive(Debug, Args)]
-#[group(required = true, multiple = true)]
-struct Sources {
-    /// What `etcdctl snapshot save` wrote
-    #[arg(long, value_name = "FILE")]
-    snapshot: Option<PathBuf>,
-    /// What `keystead roots rescue` wrote
-    #[arg(long, value_name = "FILE")]
-    rescue: Option<PathBuf>,
 }
 
 /// What to do with what opens: recovery of the new store must be said in words, as at `init`.
@@ -77,15 +68,12 @@ pub fn run(arguments: &Arguments, config: Option<&Path>, format: Format) -> Resu
     let (source, settings) = settings(config)?;
     let keyring = &settings.keyring;
     let private = arguments.private.as_deref().map(read_private).transpose()?;
-    let survey = match &arguments.sources.snapshot {
-        Some(path) => {
-            progress(format, "reading the snapshot…");
-            let snapshot = Snapshot::open(path, arguments.skip_hash_check).map_err(|error| failed(&error))?;
-            survey(&snapshot, keyring, arguments.provider.as_deref()).map_err(|error| failed(&error))?
-        }
-        None => Survey::default(),
-    };
-    let rescue = arguments.sources.rescue.as_deref().map(|path| read_rescue(path, keyring)).transpose()?;
+    let mut surveyor = Survey::of(keyring, arguments.provider.as_deref());
+    if arguments.cluster.is_some() {
+        runtime()?.block_on(arguments.cluster.read(&mut surveyor, format))?;
+    }
+    let survey = surveyor.finish();
+    let rescue = arguments.rescue.as_deref().map(|path| read_rescue(path, keyring)).transpose()?;
     let mut sightings = merged(&survey, rescue.as_ref());
     sightings.retain(|sighting| !arguments.leave_out.contains(&sighting.key_id));
     if sightings.is_empty() {
@@ -131,10 +119,10 @@ fn merged(survey: &Survey, rescue: Option<&Rescue>) -> Vec<Sighting> {
 }
 
 fn nothing_seen(survey: &Survey, keyring: &KeyringId) -> Failure {
-    let mut message = format!("the snapshot holds no object of keyring {keyring}");
+    let mut message = format!("there is no object of keyring {keyring}");
     if !survey.foreign.is_empty() {
         let names: Vec<&str> = survey.foreign.keys().map(String::as_str).collect();
-        message.push_str(&format!("; it holds objects of: {}. Is it another cluster's?", names.join(", ")));
+        message.push_str(&format!(", but of {}. Is it another cluster's?", names.join(", ")));
         return Failure::new(Exit::Failed, message)
             .next("set `keyring` in the configuration if it is the right cluster");
     }
@@ -142,11 +130,7 @@ fn nothing_seen(survey: &Survey, keyring: &KeyringId) -> Failure {
         "; {} objects are in the clear or of other providers, {} of other KMS plugins",
         survey.other, survey.other_plugins
     ));
-    Failure::new(Exit::Failed, message).next("is it the right snapshot, and --provider the right name?")
-}
-
-fn failed(error: &dyn std::error::Error) -> Failure {
-    Failure::from_error(Exit::Failed, error)
+    Failure::new(Exit::Failed, message).next("is it the right etcd or snapshot, and --provider the right name?")
 }
 
 fn report(outcome: &RecoverOutcome, survey: &Survey) -> Report {

@@ -1,13 +1,18 @@
 //! `keystead status`: what the running daemon serves, from where, and what an operator should know.
 
+mod upstream;
+
 use std::path::Path;
 
 use keystead_wire::admin::v1::admin_client::AdminClient;
-use keystead_wire::admin::v1::{Custody, GetStatusRequest, GetStatusResponse, Sandbox};
-use serde_json::json;
+use keystead_wire::admin::v1::{
+    Audit, CustodianProcess, Custody, GetStatusRequest, GetStatusResponse, Sandbox, Scan, Survival,
+};
+use serde_json::{Value, json};
 
 use super::connection::{Connection, runtime};
 use super::exit::{Exit, Failure};
+use super::key::generation::scan;
 use super::paint::Colour;
 use super::report::Report;
 use super::{settings, table, time};
@@ -56,7 +61,20 @@ fn report(status: &GetStatusResponse) -> Report {
             "authentication": custody.authentication,
             "restarts": custody.restarts,
             "device_operations": custody.device_operations,
+            "process": custody.process.map(|process| json!({
+                "uid": process.uid,
+                "no_new_privs": process.no_new_privs,
+                "dumpable": process.dumpable,
+                "system_calls_filtered": process.system_calls_filtered,
+            })),
         },
+        "audit": status.audit.map(|audit| json!({
+            "last": audit.last,
+            "lost": audit.lost,
+            "failing": audit.failing,
+            "stops": audit.stops,
+            "requests": audit.requests,
+        })),
         "sandbox": {
             "landlock": sandbox.landlock,
             "no_new_privs": sandbox.no_new_privs,
@@ -64,7 +82,13 @@ fn report(status: &GetStatusResponse) -> Report {
             "keys_locked": sandbox.keys_locked,
             "server_can_read_pin": sandbox.server_can_read_pin,
             "system_calls_filtered": sandbox.system_calls_filtered,
+            "uid": sandbox.uid,
         },
+        "scan": status.scan.as_ref().map(scan),
+        "upstream": status.upstream.as_ref().map(upstream::json),
+        "apiserver_restart": survival(status.apiserver_restart.as_ref()),
+        "reboot": survival(status.reboot.as_ref()),
+        "actions": status.actions,
         "warnings": status.warnings,
     });
     let exit = if status.availability == "online" { Exit::Done } else { Exit::NotServing };
@@ -91,6 +115,15 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
         plain("Generation", format!("{} ({loaded} of {known} loaded)", status.active_generation));
         plain("Roots", status.durable_roots.join(", "));
         plain("Store", format!("revision {}, epoch {}", status.store_revision, status.epoch));
+        if known > 1 || status.scan.is_some() {
+            plain("Scan", scan_line(status.scan.as_ref()));
+        }
+    }
+    if let Some(upstream) = &status.upstream {
+        upstream::rows(upstream).into_iter().for_each(|(name, value)| plain(name, value));
+    }
+    if let (Some(apiserver), Some(reboot)) = (&status.apiserver_restart, &status.reboot) {
+        plain("Restart now", format!("apiserver {}; this machine {}", fate(apiserver), fate(reboot)));
     }
     plain("Custody", custody_line(custody));
     if !custody.token_label.is_empty() || !custody.token_serial.is_empty() {
@@ -100,8 +133,10 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
         plain("Module", custody.module.clone());
     }
     let (calls, restarts) = (custody.device_operations, custody.restarts);
-    plain("Custodian", format!("{calls} device calls, {restarts} restarts"));
-    plain("Protection", protection(sandbox));
+    let process = custody.process.map(custodian_protection).unwrap_or_default();
+    plain("Custodian", format!("{calls} device calls, {restarts} restarts{process}"));
+    plain("Server", protection(sandbox));
+    plain("Audit trail", audit(status.audit));
     let metrics = match status.metrics_address.as_str() {
         "" => "off".to_owned(),
         address => format!("http://{address}/metrics, /livez, /readyz"),
@@ -109,11 +144,37 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
     plain("Metrics", metrics);
     plain("Daemon", format!("version {}, up {}", status.version, time::span(status.uptime_seconds)));
     let mut text = table::painted_fields(&rows);
+    if !status.actions.is_empty() {
+        text.push_str("\nTo do:\n");
+        text.push_str(&table::list(&status.actions));
+    }
     if !status.warnings.is_empty() {
         text.push_str("\nTo know:\n");
         text.push_str(&table::list(&status.warnings));
     }
+    if status.availability != "online" {
+        text.push_str("\n`keystead doctor` says what to do.\n");
+    }
     text
+}
+
+fn audit(audit: Option<Audit>) -> String {
+    let Some(Audit { last, lost, failing, requests, .. }) = audit else { return "none".into() };
+    let what = if requests { "admin actions and requests" } else { "admin actions" };
+    let how = if failing { "CANNOT BE WRITTEN" } else { "recording" };
+    format!("{how} {what}, {last} lines, {lost} lost")
+}
+
+fn survival(survival: Option<&Survival>) -> Value {
+    let survival = survival.cloned().unwrap_or_default();
+    json!({ "survives": survival.survives, "why": survival.why })
+}
+
+fn fate(survival: &Survival) -> String {
+    match (survival.survives, survival.why.as_str()) {
+        (true, _) => "survived".into(),
+        (false, why) => format!("NOT survived: {why}"),
+    }
 }
 
 fn custody_line(custody: &Custody) -> String {
@@ -127,9 +188,34 @@ fn custody_line(custody: &Custody) -> String {
     }
 }
 
+fn scan_line(scan: Option<&Scan>) -> String {
+    let Some(scan) = scan else {
+        return "none yet: `keystead etcd scan` shows which generations are still needed".to_owned();
+    };
+    let moment = time::rfc3339(scan.recorded).unwrap_or_default();
+    match scan.detail.as_str() {
+        "" => format!("{moment}: every object is under the active generation"),
+        detail => format!("{moment}: older generations may be needed: {detail}"),
+    }
+}
+
+fn custodian_protection(process: CustodianProcess) -> String {
+    format!(
+        "; user {}, {}, {}, {}",
+        process.uid,
+        word(process.system_calls_filtered, "system calls filtered", "system calls NOT FILTERED"),
+        word(process.no_new_privs, "no new privileges", "new privileges POSSIBLE"),
+        word(!process.dumpable, "no dumps", "DUMPABLE"),
+    )
+}
+
+fn word(good: bool, yes: &'static str, no: &'static str) -> &'static str {
+    if good { yes } else { no }
+}
+
 fn protection(sandbox: Sandbox) -> String {
-    let word = |good: bool, yes: &'static str, no: &'static str| if good { yes } else { no };
     [
+        &format!("user {}", sandbox.uid),
         word(sandbox.landlock, "Landlock on", "Landlock OFF"),
         word(sandbox.system_calls_filtered, "system calls filtered", "system calls NOT FILTERED"),
         word(sandbox.no_new_privs, "no new privileges", "new privileges POSSIBLE"),
@@ -143,6 +229,7 @@ fn protection(sandbox: Sandbox) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use keystead_wire::admin::v1::{Expiry, Upstream, UpstreamCalls};
 
     fn status() -> GetStatusResponse {
         GetStatusResponse {
@@ -181,6 +268,61 @@ mod tests {
     }
 
     #[test]
+    fn outage_is_told_in_eighty_columns() {
+        let report = report(&GetStatusResponse {
+            availability: "degraded".into(),
+            reason: "the cloud cannot be reached".into(),
+            upstream: Some(Upstream {
+                kind: "alibaba".into(),
+                provider: "Alibaba Cloud KMS".into(),
+                key: "key-hzz65f1f4b3example0001".into(),
+                region: "cn-hangzhou".into(),
+                endpoint: "https://kms.cn-hangzhou.aliyuncs.com".into(),
+                down_since: 1_763_816_645,
+                last_contact: 1_763_816_045,
+                fault_class: "unreachable".into(),
+                fault_code: "connect-timeout".into(),
+                fault_detail: "no connection to kms.cn-hangzhou.aliyuncs.com within 3 s".into(),
+                lease_remaining_seconds: 70 * 3600,
+                lease_total_seconds: 72 * 3600,
+                consequence: "in 70h 0m the lease ends and nothing is served any more".into(),
+                calls: vec![UpstreamCalls { operation: "Decrypt".into(), succeeded: 144, failed: 7 }],
+                calls_today: 151,
+                call_budget: 400,
+                cost_today: 0.000_453,
+                currency: "USD".into(),
+                expiries: vec![Expiry { what: "STS credential".into(), not_after: 1_763_820_000 }],
+                proven: true,
+                ..Upstream::default()
+            }),
+            apiserver_restart: Some(Survival { survives: true, why: String::new() }),
+            reboot: Some(Survival { survives: false, why: "custody is token-missing".into() }),
+            actions: vec!["`keystead upstream check` shows where the way to the cloud ends".into()],
+            ..status()
+        });
+        assert_eq!(report.exit, Exit::NotServing);
+        for part in [
+            "Alibaba Cloud KMS",
+            "DOWN since 2025-11-22T13:04:05Z",
+            "(unreachable, connect-timeout)",
+            "2d 22h of 3d 0h left",
+            "151 of 400 in 24h, about 0.0005 USD",
+            "STS credential until 2025-11-22T14:00:00Z",
+            "apiserver survived; this machine NOT survived: custody is token-missing",
+            "To do:\n- `keystead upstream check`",
+        ] {
+            let whole = report.text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let part = part.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(whole.contains(&part), "{part} is not in\n{}", report.text);
+        }
+        assert!(report.text.lines().all(|line| line.chars().count() <= 80), "{}", report.text);
+        assert_eq!(report.json["upstream"]["lease_remaining_seconds"], 70 * 3600);
+        assert_eq!(report.json["upstream"]["down_since"], "2025-11-22T13:04:05Z");
+        assert_eq!(report.json["upstream"]["calls"]["Decrypt"]["failed"], 7);
+        assert_eq!(report.json["reboot"]["survives"], false);
+    }
+
+    #[test]
     fn daemon_that_is_not_online_is_an_exit_code_of_its_own() {
         for availability in ["sealed", "degraded", "unheard-of"] {
             let report = report(&GetStatusResponse {
@@ -192,6 +334,7 @@ mod tests {
             });
             assert_eq!(report.exit, Exit::NotServing);
             assert!(report.text.contains("no token keystead"), "{}", report.text);
+            assert!(report.text.ends_with("`keystead doctor` says what to do.\n"), "{}", report.text);
         }
     }
 }

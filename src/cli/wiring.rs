@@ -9,14 +9,19 @@ use keystead_core::recovery_key::RecoveryKey;
 use keystead_core::{GenerationNumber, KeyCommitment};
 
 use super::exit::{Exit, Failure};
+use super::remedy::Remedy;
 use super::status;
-use crate::config::{Settings, Source};
+use crate::config::{Settings, Source, UpstreamTable};
 use crate::custody::contract::TokenSummary;
+#[cfg(feature = "cloud")]
+use crate::process::cloud::{self, CloudError};
 use crate::process::once::with_custodian;
 use crate::process::start;
-use crate::service::init::{self, InitError, InitRequest, Initialized};
+use crate::service::init::{self, InitCloud, InitError, InitRequest, Initialized};
 use crate::service::recover::{self, Openers, RebuildRequest, Rebuilt, RecoverError, Summary};
-use crate::store::Store;
+#[cfg(feature = "cloud")]
+use crate::service::upstream_check::{Step, check};
+use crate::store::{Store, StoreError, writable_by_others};
 
 /// What `init` is asked for.
 #[derive(Debug, Clone)]
@@ -50,21 +55,39 @@ pub fn init(order: &InitOrder, settings: &Settings, source: &Source) -> Result<I
         node: settings.node.clone(),
         recovery: order.recovery.as_deref().map(recovery_key).transpose()?,
         abandon_lost_store: order.abandon_lost_store,
-    };
-    let store = match Store::open(&settings.store.path) {
-        Err(crate::store::StoreError::InUse(_)) if order.if_needed => return served(settings),
-        opened => opened.map_err(failed)?,
+        cloud: settings.upstream.as_ref().map(init_cloud).transpose()?,
     };
     let config = start::config_copy(source);
     let outcome = with_custodian(settings, &config, |custody| async move {
-        if order.if_needed {
+        guarded(&settings.store.path)?;
+        // In here, for it may have to be made, and by the server's user.
+        let store = match Store::open(&settings.store.path) {
+            Err(StoreError::InUse(_)) if order.if_needed => return Ok(None),
+            opened => opened.map_err(failed)?,
+        };
+        let initialized = if order.if_needed {
             init::init_if_needed(request, store, &custody).await
         } else {
             init::init(request, store, &custody).await
-        }
+        };
+        initialized.map(Some).map_err(|error: InitError| failed(error))
     });
-    let initialized = outcome.map_err(failed)?.map_err(|error: InitError| failed(error))?;
-    Ok(described(&initialized))
+    match outcome.map_err(failed)?? {
+        Some(initialized) => Ok(described(&initialized)),
+        None => served(settings),
+    }
+}
+
+/// The cloud key that is to be the durable root.
+#[cfg(feature = "cloud")]
+fn init_cloud(table: &UpstreamTable) -> Result<InitCloud, Failure> {
+    cloud::init_parts(table).map_err(|error| Failure::from_error(Exit::Usage, &error))
+}
+
+#[cfg(not(feature = "cloud"))]
+fn init_cloud(_: &UpstreamTable) -> Result<InitCloud, Failure> {
+    let failure = Failure::new(Exit::Usage, "the configuration has an [upstream], and this build has no cloud in it");
+    Err(failure.next("install a build with the feature `cloud`, or take [upstream] out"))
 }
 
 /// The key of the daemon that has the store open.
@@ -145,19 +168,11 @@ pub fn recover(order: RecoverOrder, settings: &Settings, source: &Source) -> Res
     let RecoverOrder { sightings, private, trusted, .. } = order;
     if order.dry_run && private.is_some() {
         // Offline: no token is asked for.
-        let openers = Openers { custody: None, private: private.as_ref(), trusted: &trusted };
+        let openers = Openers { custody: None, upstream: None, private: private.as_ref(), trusted: &trusted };
         let findings = super::connection::runtime()?.block_on(recover::open(sightings, &openers)).map_err(failed)?;
         return Ok(RecoverOutcome { findings: findings.summary(), dry_run: true, store: None });
     }
     let recovery = order.recovery.as_deref().map(recovery_key).transpose()?;
-    let store = if order.dry_run { None } else { Some(Store::open(&settings.store.path).map_err(failed)?) };
-    if let Some(store) = &store
-        && !store.is_empty()
-        && !order.replace_store
-    {
-        // Before anything is asked of the token.
-        return Err(failed(RecoverError::StoreIsThere));
-    }
     let request = RebuildRequest {
         keyring: settings.keyring.clone(),
         node: settings.node.clone(),
@@ -167,19 +182,33 @@ pub fn recover(order: RecoverOrder, settings: &Settings, source: &Source) -> Res
         replace_store: order.replace_store,
     };
     let config = start::config_copy(source);
+    let cloud = settings.upstream.as_ref().map(init_cloud).transpose()?;
     let outcome = with_custodian(settings, &config, |custody| async move {
-        let openers = Openers { custody: Some(&custody), private: private.as_ref(), trusted: &trusted };
-        let findings = recover::open(sightings, &openers).await?;
+        if !order.dry_run {
+            guarded(&settings.store.path)?;
+        }
+        // In here, for it may have to be made, and by the server's user.
+        let store = if order.dry_run { None } else { Some(Store::open(&settings.store.path).map_err(failed)?) };
+        if let Some(store) = &store
+            && !store.is_empty()
+            && !order.replace_store
+        {
+            // Before anything is asked of the token.
+            return Err(failed(RecoverError::StoreIsThere));
+        }
+        let upstream = cloud.as_ref().map(|cloud| &*cloud.upstream);
+        let openers = Openers { custody: Some(&custody), upstream, private: private.as_ref(), trusted: &trusted };
+        let findings = recover::open(sightings, &openers).await.map_err(failed)?;
         let summary = findings.summary();
         let rebuilt = match &store {
             Some(store) if !summary.opened.is_empty() => {
-                Some(recover::rebuild(&request, findings, store, &custody).await?)
+                Some(recover::rebuild(&request, findings, store, &custody, cloud.as_ref()).await.map_err(failed)?)
             }
             _ => None,
         };
-        Ok::<_, RecoverError>((summary, rebuilt))
+        Ok((summary, rebuilt))
     });
-    let (findings, rebuilt) = outcome.map_err(failed)?.map_err(failed)?;
+    let (findings, rebuilt) = outcome.map_err(failed)??;
     Ok(RecoverOutcome { findings, dry_run: order.dry_run, store: rebuilt.map(recovered_store) })
 }
 
@@ -199,14 +228,43 @@ fn recovered_store(rebuilt: Rebuilt) -> RecoveredStore {
 }
 
 fn recovery_key(path: &Path) -> Result<P256PublicKey, Failure> {
+    const NEXT: &str = "name the file that `keystead recovery keygen --public-out` wrote";
     let pem = std::fs::read_to_string(path)
-        .map_err(|error| Failure::new(Exit::Usage, format!("cannot read {}: {error}", path.display())))?;
-    P256PublicKey::from_pem(&pem).map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", path.display())))
+        .map_err(|error| Failure::new(Exit::Usage, format!("cannot read {}: {error}", path.display())).next(NEXT))?;
+    P256PublicKey::from_pem(&pem)
+        .map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", path.display())).next(NEXT))
+}
+
+/// What `upstream check` found.
+#[cfg(feature = "cloud")]
+#[derive(Debug)]
+pub struct Checked {
+    pub provider: String,
+    pub key: String,
+    pub endpoint: String,
+    pub steps: Vec<Step>,
+}
+
+/// Tries the way to the cloud key from this process, with the files that the daemon would read.
+#[cfg(feature = "cloud")]
+pub fn check_upstream(settings: &Settings) -> Result<Checked, Failure> {
+    let Some(table) = &settings.upstream else {
+        let failure = Failure::new(Exit::Usage, "the configuration has no [upstream]: there is no cloud to ask");
+        return Err(failure.next("docs/configuration.md has the keys, hsm-configs/cloud-*.toml whole examples"));
+    };
+    let unusable = |error: &CloudError| Failure::from_error(Exit::Usage, error);
+    let upstream = cloud::client(table, cloud::command_clock()).map_err(|error| unusable(&error))?;
+    let endpoint = upstream.identity().endpoint.clone();
+    let hop = cloud::first_hop(table, &endpoint).map_err(|error| unusable(&error))?;
+    let steps = super::connection::runtime()?.block_on(check(upstream.as_ref(), &hop, &settings.keyring));
+    Ok(Checked { provider: upstream.identity().provider.to_owned(), key: table.key.clone(), endpoint, steps })
 }
 
 /// Runs the daemon; returns when it has ended as asked.
 pub fn serve(settings: &Settings, source: &Source) -> Result<(), Failure> {
-    start::serve(settings, source).map_err(|error| Failure::from_error(Exit::Failed, &error))
+    start::serve(settings, source).map_err(|error| {
+        Failure::from_error(Exit::Failed, &error).next("`keystead doctor` looks at everything that the daemon needs")
+    })
 }
 
 /// Every token of the module, asked of a custodian of its own: the module stays out of this process.
@@ -216,6 +274,15 @@ pub fn list_tokens(settings: &Settings, source: &Source) -> Result<Vec<TokenSumm
     outcome.map_err(failed)?.map_err(failed)
 }
 
-fn failed(error: impl std::error::Error) -> Failure {
-    Failure::from_error(Exit::Failed, &error)
+/// Where others may write, a record can be taken away and an old one put back.
+fn guarded(folder: &Path) -> Result<(), Failure> {
+    if !writable_by_others(folder).unwrap_or(false) {
+        return Ok(());
+    }
+    let message = format!("others than its owner may write to the store folder {}", folder.display());
+    Err(Failure::new(Exit::Failed, message).next(format!("`chmod 0700 {}`, then run it again", folder.display())))
+}
+
+fn failed(error: impl Remedy) -> Failure {
+    error.failure()
 }

@@ -7,6 +7,10 @@ use std::collections::HashMap;
 use prost::Message;
 
 const PREFIX: &[u8] = b"k8s:enc:kms:v2:";
+/// Of every provider that is not `identity`.
+const ENCRYPTED: &[u8] = b"k8s:enc:";
+/// Longest name of a provider's kind with its version.
+const MAX_SCHEME: usize = 32;
 /// A provider's name in EncryptionConfiguration; no colon can be in it.
 const MAX_NAME: usize = 256;
 
@@ -33,17 +37,28 @@ pub enum Stored<'a> {
     Kms { provider: &'a str, object: EncryptedObject },
     /// Behind that prefix, but not of its form.
     Malformed,
-    /// In the clear, or of another provider.
-    Other,
+    /// Of another provider, as `aescbc:v1`.
+    Other { scheme: &'a str },
+    /// In the clear.
+    Plain,
 }
 
 pub fn parse(value: &[u8]) -> Stored<'_> {
-    let Some(rest) = value.strip_prefix(PREFIX) else { return Stored::Other };
+    let Some(rest) = value.strip_prefix(PREFIX) else {
+        return value.strip_prefix(ENCRYPTED).map_or(Stored::Plain, |rest| Stored::Other { scheme: scheme(rest) });
+    };
     let Some(end) = rest.iter().take(MAX_NAME).position(|&byte| byte == b':') else { return Stored::Malformed };
     match (std::str::from_utf8(&rest[..end]), EncryptedObject::decode(&rest[end + 1..])) {
         (Ok(provider), Ok(object)) if !provider.is_empty() => Stored::Kms { provider, object },
         _ => Stored::Malformed,
     }
+}
+
+/// Kind and version of a provider: what stands before the second colon.
+fn scheme(rest: &[u8]) -> &str {
+    let mut colons = rest.iter().take(MAX_SCHEME).enumerate().filter(|(_, byte)| **byte == b':').map(|(at, _)| at);
+    let end = colons.nth(1).unwrap_or(0);
+    std::str::from_utf8(&rest[..end]).ok().filter(|text| text.is_ascii() && !text.is_empty()).unwrap_or("unknown")
 }
 
 #[cfg(test)]
@@ -55,8 +70,17 @@ mod tests {
         let object = EncryptedObject { key_id: "ks1.a".into(), ..EncryptedObject::default() };
         let value = [b"k8s:enc:kms:v2:edge:".as_slice(), &object.encode_to_vec()].concat();
         assert_eq!(parse(&value), Stored::Kms { provider: "edge", object });
-        for other in ["", "{}", "k8s:enc:aescbc:v1:key1:abc", "k8s:enc:kms:v1:edge:abc", "k8s\0"] {
-            assert_eq!(parse(other.as_bytes()), Stored::Other, "{other}");
+        for plain in ["", "{}", "k8s\0", "k8s:encoded"] {
+            assert_eq!(parse(plain.as_bytes()), Stored::Plain, "{plain}");
+        }
+        for (other, scheme) in [
+            ("k8s:enc:aescbc:v1:key1:abc", "aescbc:v1"),
+            ("k8s:enc:kms:v1:edge:abc", "kms:v1"),
+            ("k8s:enc:", "unknown"),
+            ("k8s:enc:\u{e9}:v1:a", "unknown"),
+            ("k8s:enc:none", "unknown"),
+        ] {
+            assert_eq!(parse(other.as_bytes()), Stored::Other { scheme }, "{other}");
         }
         let endless = format!("k8s:enc:kms:v2:{}", "a".repeat(1000));
         for bad in ["k8s:enc:kms:v2:", "k8s:enc:kms:v2:edge", "k8s:enc:kms:v2::", "k8s:enc:kms:v2:edge:\u{1}", &endless]

@@ -47,13 +47,21 @@ pub enum SnapshotError {
 pub struct Snapshot {
     path: PathBuf,
     database: Database,
+    sha256: [u8; 32],
 }
 
 /// One revision of one key.
 #[derive(Debug)]
 pub enum Change<'a> {
-    Put { key: &'a [u8], value: &'a [u8] },
-    Delete { key: &'a [u8] },
+    Put {
+        key: &'a [u8],
+        value: &'a [u8],
+    },
+    Delete {
+        key: &'a [u8],
+    },
+    /// No key-value pair.
+    Malformed,
 }
 
 /// etcd's `mvccpb.KeyValue`, as far as it is of use here.
@@ -66,7 +74,7 @@ struct KeyValue {
 }
 
 impl Snapshot {
-    /// Reads the file once to check it. `skip_hash_check`: take a database without a checksum.
+    /// Reads the file once to check it. `skip_hash_check`: take a database whose checksum is missing or wrong.
     pub fn open(path: &Path, skip_hash_check: bool) -> Result<Self, SnapshotError> {
         let io = |source| SnapshotError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
@@ -76,33 +84,40 @@ impl Snapshot {
         if !has_trailer && !skip_hash_check {
             return Err(SnapshotError::NoChecksum(path.to_owned()));
         }
+        let sha256 = digest(&file, body).map_err(io)?;
         if has_trailer && !skip_hash_check {
             let mut trailer = [0; TRAILER as usize];
             file.read_exact_at(&mut trailer, body).map_err(io)?;
-            if digest(&file, body).map_err(io)? != trailer {
+            if sha256 != trailer {
                 return Err(SnapshotError::WrongChecksum(path.to_owned()));
             }
         }
         let database =
             Database::open(file, body).map_err(|source| SnapshotError::Database { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), database })
+        Ok(Self { path: path.to_owned(), database, sha256 })
     }
 
-    /// Every revision there is, oldest first. Entries that are no key-value pairs are counted and passed over.
+    /// Of the database, without the checksum behind it.
+    pub fn sha256(&self) -> [u8; 32] {
+        self.sha256
+    }
+
+    /// Every revision there is, oldest first. Returns the number of the newest.
     pub fn changes(&self, mut each: impl FnMut(Change<'_>)) -> Result<u64, SnapshotError> {
-        let mut malformed = 0;
+        let mut newest = 0;
         let found = self.database.walk::<BoltError>(b"key", &mut |revision, bytes| {
+            newest = revision.first_chunk().map_or(0, |main| u64::from_be_bytes(*main)).max(newest);
             match KeyValue::decode(bytes) {
                 Ok(pair) if revision.len() == REVISION => each(Change::Put { key: &pair.key, value: &pair.value }),
                 Ok(pair) if revision.len() == REVISION + 1 && revision.ends_with(b"t") => {
                     each(Change::Delete { key: &pair.key });
                 }
-                _ => malformed += 1,
+                _ => each(Change::Malformed),
             }
             Ok(())
         });
         match found {
-            Ok(true) => Ok(malformed),
+            Ok(true) => Ok(newest),
             Ok(false) => Err(SnapshotError::NotEtcd(self.path.clone())),
             Err(source) => Err(SnapshotError::Database { path: self.path.clone(), source }),
         }

@@ -1,4 +1,4 @@
-//! One pass over a snapshot: which key IDs its objects name, with what annotations and envelopes.
+//! One pass over a source: which key IDs its objects name, with what annotations and envelopes.
 //!
 //! Wraps are taken from every revision, objects are counted as they stand at the newest one.
 
@@ -9,7 +9,7 @@ use keystead_core::recovery::Sighting;
 use keystead_core::{KeyId, KeyringId};
 
 use super::objects::{EncryptedObject, Stored, parse};
-use super::snapshot::{Change, Snapshot, SnapshotError};
+use super::source::Reader;
 
 /// Distinct annotations kept of one key ID. An honest one has a single one for ever.
 const MAX_ANNOTATIONS: usize = 64;
@@ -20,7 +20,7 @@ const MAX_KEY_IDS: usize = 10_000;
 /// Longest envelope that is looked at: the apiserver's seeds have 32 bytes.
 const MAX_ENVELOPE: usize = 4096;
 
-/// What a snapshot holds.
+/// What a source holds.
 #[derive(Debug, Default)]
 pub struct Survey {
     /// Of the keyring that was asked for, by number and key ID.
@@ -37,9 +37,9 @@ pub struct Survey {
     pub passed_over: u64,
 }
 
-/// What a live key holds, so that a later revision can take it back.
+/// What a key holds, so that a later revision can take it back.
 #[derive(Clone, PartialEq, Eq)]
-enum Holds {
+pub enum Holds {
     Ours { key_id: KeyId, envelope: Vec<u8> },
     Foreign(String),
     OtherPlugin,
@@ -53,56 +53,85 @@ struct Seen {
     incomplete: bool,
 }
 
-/// Looks for `keyring` in `snapshot`; with `provider`, only at objects of that provider's name.
-pub fn survey(snapshot: &Snapshot, keyring: &KeyringId, provider: Option<&str>) -> Result<Survey, SnapshotError> {
-    let mut seen: HashMap<KeyId, Seen> = HashMap::new();
-    let mut live: HashMap<Vec<u8>, Holds> = HashMap::new();
-    let mut survey = Survey::default();
-    survey.malformed = snapshot.changes(|change| match change {
-        Change::Delete { key } => {
-            live.remove(key);
+/// A survey under way.
+pub struct Surveyor<'a> {
+    keyring: &'a KeyringId,
+    provider: Option<&'a str>,
+    seen: HashMap<KeyId, Seen>,
+    envelopes: HashMap<KeyId, HashMap<Vec<u8>, u64>>,
+    objects: HashMap<KeyId, u64>,
+    survey: Survey,
+}
+
+impl Survey {
+    /// Looks for `keyring`; with `provider`, only at objects of that provider's name.
+    pub fn of<'a>(keyring: &'a KeyringId, provider: Option<&'a str>) -> Surveyor<'a> {
+        Surveyor {
+            keyring,
+            provider,
+            seen: HashMap::new(),
+            envelopes: HashMap::new(),
+            objects: HashMap::new(),
+            survey: Self::default(),
         }
-        Change::Put { key, value } => {
-            let holds = match parse(value) {
-                Stored::Kms { provider: name, object } if provider.is_none_or(|wanted| wanted == name) => {
-                    look_at(object, keyring, &mut seen, &mut survey.passed_over)
-                }
-                Stored::Kms { .. } => Holds::OtherPlugin,
-                Stored::Malformed => Holds::Malformed,
-                Stored::Other => Holds::Other,
-            };
-            live.insert(key.to_vec(), holds);
+    }
+}
+
+impl Reader for Surveyor<'_> {
+    type Holds = Holds;
+
+    fn look(&mut self, _key: &[u8], value: &[u8]) -> Holds {
+        match parse(value) {
+            Stored::Kms { provider: name, object } if self.provider.is_none_or(|wanted| wanted == name) => {
+                look_at(object, self.keyring, &mut self.seen, &mut self.survey.passed_over)
+            }
+            Stored::Kms { .. } => Holds::OtherPlugin,
+            Stored::Malformed => Holds::Malformed,
+            Stored::Other { .. } | Stored::Plain => Holds::Other,
         }
-    })?;
-    let mut envelopes: HashMap<KeyId, HashMap<Vec<u8>, u64>> = HashMap::new();
-    let mut objects: HashMap<KeyId, u64> = HashMap::new();
-    for holds in live.into_values() {
+    }
+
+    fn settle(&mut self, _key: &[u8], holds: Holds) {
         match holds {
             Holds::Ours { key_id, envelope } => {
-                *objects.entry(key_id.clone()).or_default() += 1;
-                let known = envelopes.entry(key_id).or_default();
+                *self.objects.entry(key_id.clone()).or_default() += 1;
+                let known = self.envelopes.entry(key_id).or_default();
                 if known.len() < MAX_ENVELOPES || known.contains_key(&envelope) {
                     *known.entry(envelope).or_default() += 1;
                 }
             }
-            Holds::Foreign(name) => *survey.foreign.entry(name).or_default() += 1,
-            Holds::OtherPlugin => survey.other_plugins += 1,
-            Holds::Other => survey.other += 1,
-            Holds::Malformed => survey.malformed += 1,
+            Holds::Foreign(name) => *self.survey.foreign.entry(name).or_default() += 1,
+            Holds::OtherPlugin => self.survey.other_plugins += 1,
+            Holds::Other => self.survey.other += 1,
+            Holds::Malformed => self.survey.malformed += 1,
         }
     }
-    survey.sightings = seen
-        .into_iter()
-        .map(|(key_id, seen)| Sighting {
-            objects: objects.remove(&key_id).unwrap_or(0),
-            envelopes: envelopes.remove(&key_id).unwrap_or_default().into_iter().collect(),
-            annotations: seen.annotations,
-            incomplete: seen.incomplete,
-            key_id,
-        })
-        .collect();
-    survey.sightings.sort_by(|a, b| (a.key_id.generation(), &a.key_id).cmp(&(b.key_id.generation(), &b.key_id)));
-    Ok(survey)
+
+    fn malformed(&mut self) {
+        self.survey.malformed += 1;
+    }
+
+    fn start_anew(&mut self) {
+        *self = Survey::of(self.keyring, self.provider);
+    }
+}
+
+impl Surveyor<'_> {
+    pub fn finish(self) -> Survey {
+        let Self { seen, mut envelopes, mut objects, mut survey, .. } = self;
+        survey.sightings = seen
+            .into_iter()
+            .map(|(key_id, seen)| Sighting {
+                objects: objects.remove(&key_id).unwrap_or(0),
+                envelopes: envelopes.remove(&key_id).unwrap_or_default().into_iter().collect(),
+                annotations: seen.annotations,
+                incomplete: seen.incomplete,
+                key_id,
+            })
+            .collect();
+        survey.sightings.sort_by(|a, b| (a.key_id.generation(), &a.key_id).cmp(&(b.key_id.generation(), &b.key_id)));
+        survey
+    }
 }
 
 fn look_at(

@@ -5,13 +5,17 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
 use super::settings::Settings;
 use super::site::Site;
-use super::units::show_mode;
+use super::units::{show_duration, show_mode};
+use super::upstream::UpstreamTable;
 use crate::custody::settings::PinSource;
+use crate::process::users::{User, Users};
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::socket::SocketSettings;
+use crate::store::writable_by_others;
 
 /// Something that was found, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,13 +58,20 @@ pub fn check(settings: &Settings, site: &Site) -> Vec<Finding> {
     };
     environment(settings, report);
     match &settings.custody.pin {
-        PinSource::File(file) => pin_file(&keys, file, report),
+        PinSource::File(file) => pin_file(&keys, file, settings.users.as_ref(), report),
         PinSource::Credential(name) => credential(keys.credential, name, site, report),
     }
-    store(&settings.store.path, report);
+    let users = settings.users.as_ref();
+    if users.is_some() {
+        folder("custody.state_path", &settings.custody.latch_folder, users.map(|users| &users.custodian), report);
+    }
+    folder("store.path", &settings.store.path, users.map(|users| &users.server), report);
     socket(&settings.kms.socket, &settings.kms.peers, ["kms.socket", "kms.allow_uids"], report);
     socket(&settings.admin.socket, &settings.admin.peers, ["admin.socket", "admin.allow_uids"], report);
-    if !settings.sandbox.landlock {
+    if let Some(table) = &settings.upstream {
+        upstream(table, settings, report);
+    }
+    if !settings.sandbox.landlock && settings.users.is_none() {
         note(report, "sandbox.landlock", "is off: the server process could open the PIN file".into());
     }
     if !settings.sandbox.seccomp {
@@ -151,7 +162,7 @@ fn credential(key: &'static str, name: &str, site: &Site, report: &mut Vec<Findi
     }
 }
 
-fn pin_file(keys: &SecretKeys, path: &Path, report: &mut Vec<Finding>) {
+fn pin_file(keys: &SecretKeys, path: &Path, users: Option<&Users>, report: &mut Vec<Finding>) {
     let (key, remedy) = (keys.file, keys.remedy);
     let shown = path.display();
     let metadata = match fs::metadata(path) {
@@ -181,13 +192,23 @@ fn pin_file(keys: &SecretKeys, path: &Path, report: &mut Vec<Finding>) {
             format!("{shown} has mode {mode}: only owner and group may read it; `chmod 0400 {shown}`"),
         );
     }
-    if rustix::fs::access(path, rustix::fs::Access::READ_OK).is_err() {
-        problem(report, key, format!("{shown} cannot be read by this user; run the check as the daemon's user"));
+    match users {
+        Some(users) if !readable(&metadata, &users.custodian) => {
+            let uid = users.custodian.uid;
+            problem(report, key, format!("{shown} cannot be read by the custodian; `chown {uid} {shown}`"));
+        }
+        Some(users) if readable(&metadata, &users.server) => {
+            problem(report, key, format!("{shown} can be read by the server's user; `chmod 0400 {shown}`"));
+        }
+        None if rustix::fs::access(path, rustix::fs::Access::READ_OK).is_err() => {
+            problem(report, key, format!("{shown} cannot be read by this user; run the check as the daemon's user"));
+        }
+        Some(_) | None => {}
     }
 }
 
-fn store(path: &Path, report: &mut Vec<Finding>) {
-    let key = "store.path";
+/// A folder of the daemon's: the store's, or the one of the custodian's notes where that has a user of its own.
+fn folder(key: &'static str, path: &Path, owner: Option<&User>, report: &mut Vec<Finding>) {
     let shown = path.display();
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -196,16 +217,23 @@ fn store(path: &Path, report: &mut Vec<Finding>) {
         Err(error) => problem(report, key, format!("{shown}: {error}")),
         Ok(metadata) if !metadata.is_dir() => problem(report, key, format!("{shown} is not a folder")),
         Ok(metadata) => {
-            if metadata.mode() & 0o077 != 0 {
-                let mode = show_mode(metadata.mode() & 0o777);
-                problem(
-                    report,
-                    key,
-                    format!("{shown} has mode {mode}: it is the daemon's alone; `chmod 0700 {shown}`"),
-                );
+            let mode = show_mode(metadata.mode() & 0o777);
+            if writable_by_others(path).unwrap_or(false) {
+                let harm = "others may put old records there";
+                problem(report, key, format!("{shown} has mode {mode}: {harm}; `chmod 0700 {shown}`"));
+            } else if metadata.mode() & 0o055 != 0 {
+                note(report, key, format!("{shown} has mode {mode}: others may look into it; `chmod 0700 {shown}`"));
             }
-            if rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_err() {
-                problem(report, key, format!("{shown} cannot be written by this user"));
+            match owner {
+                Some(User { uid, gid, .. }) if metadata.uid() != *uid => {
+                    let found = metadata.uid();
+                    let remedy = format!("`chown -R {uid}:{gid} {shown}`");
+                    problem(report, key, format!("{shown} belongs to user {found} and not to {uid}; {remedy}"));
+                }
+                None if rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_err() => {
+                    problem(report, key, format!("{shown} cannot be written by this user"));
+                }
+                Some(_) | None => {}
             }
         }
     }
@@ -234,6 +262,73 @@ fn socket(socket: &SocketSettings, peers: &PeerPolicy, [key, peers_key]: [&'stat
     }
     if fs::symlink_metadata(&socket.path).is_ok_and(|metadata| !metadata.file_type().is_socket()) {
         problem(report, key, format!("{} exists and is not a socket; it will not be replaced", socket.path.display()));
+    }
+}
+
+/// By owner, group and others, in the kernel's order.
+fn readable(file: &Metadata, user: &User) -> bool {
+    let bit = if file.uid() == user.uid {
+        0o400
+    } else if file.gid() == user.gid || user.groups.contains(&file.gid()) {
+        0o040
+    } else {
+        0o004
+    };
+    file.mode() & bit != 0
+}
+
+fn upstream(table: &UpstreamTable, settings: &Settings, report: &mut Vec<Finding>) {
+    if let Some(file) = &table.ca_file {
+        upstream_file("upstream.ca_file", file, "put the CA certificates of the endpoint there, in PEM", report);
+    }
+    if let Some(file) = &table.credentials_file {
+        let key = "upstream.credentials_file";
+        upstream_file(key, file, "put the credentials there, mode 0400 (docs/configuration.md has their form)", report);
+        if fs::metadata(file).is_ok_and(|metadata| metadata.mode() & 0o037 != 0) {
+            let shown = file.display();
+            problem(report, key, format!("others than owner and group may read {shown}: `chmod 0400 {shown}`"));
+        }
+    }
+    if let Some(file) = &table.grant_key {
+        upstream_file("upstream.grant_key", file, "put the public key of the lease grants there, in PEM", report);
+    }
+    // A new file in the PIN's folder cannot be opened by the confined server.
+    let pin_folder = match &settings.custody.pin {
+        PinSource::File(pin) => pin.parent(),
+        PinSource::Credential(_) => None,
+    };
+    for (key, file) in [("upstream.ca_file", &table.ca_file), ("upstream.credentials_file", &table.credentials_file)] {
+        if let Some(file) = file
+            && pin_folder.is_some_and(|folder| file.parent().is_some_and(|parent| folder.starts_with(parent)))
+        {
+            let remedy = "put it into a folder of its own, as /etc/keystead/upstream";
+            note(report, key, format!("lies in a folder with the PIN: once replaced it cannot be read; {remedy}"));
+        }
+    }
+    if table.lease < Duration::from_secs(3600) {
+        let lease = show_duration(table.lease);
+        note(report, "upstream.lease", format!("is {lease}: an outage of that length ends the service"));
+    }
+    let renewals = Duration::from_secs(86_400).as_millis() / table.renew_every.as_millis().max(1);
+    if renewals > u128::from(table.daily_call_budget) {
+        let message = format!("is less than the {renewals} renewals of a day: the alarm would never be silent");
+        note(report, "upstream.daily_call_budget", message);
+    }
+}
+
+fn upstream_file(key: &'static str, path: &Path, remedy: &str, report: &mut Vec<Finding>) {
+    let shown = path.display();
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            problem(report, key, format!("{shown} does not exist; {remedy}"));
+        }
+        Err(error) => problem(report, key, format!("{shown}: {error}")),
+        Ok(metadata) if !metadata.is_file() => problem(report, key, format!("{shown} is not a file")),
+        Ok(metadata) if metadata.len() == 0 => problem(report, key, format!("{shown} is empty; {remedy}")),
+        Ok(_) if rustix::fs::access(path, rustix::fs::Access::READ_OK).is_err() => {
+            problem(report, key, format!("{shown} cannot be read by this user; run the check as the daemon's user"));
+        }
+        Ok(_) => {}
     }
 }
 
@@ -321,10 +416,20 @@ mod tests {
     #[test]
     fn folders_open_to_others_are_problems() {
         let rig = rig();
-        fs::set_permissions(rig.folder.path().join("store"), Permissions::from_mode(0o750)).unwrap();
+        fs::set_permissions(rig.folder.path().join("store"), Permissions::from_mode(0o757)).unwrap();
         fs::set_permissions(rig.folder.path().join("run"), Permissions::from_mode(0o777)).unwrap();
         let keys: Vec<_> = rig.found().into_iter().map(|(key, _)| key).collect();
         assert_eq!(keys, ["store.path", "kms.socket", "admin.socket"]);
+    }
+
+    /// `init` takes such a folder, too.
+    #[test]
+    fn store_that_others_may_only_look_into_is_a_note() {
+        let rig = rig();
+        for mode in [0o755, 0o750, 0o711] {
+            fs::set_permissions(rig.folder.path().join("store"), Permissions::from_mode(mode)).unwrap();
+            assert_eq!(rig.found(), [("store.path", Severity::Note)], "{mode:o}");
+        }
     }
 
     #[test]
@@ -346,5 +451,28 @@ mod tests {
         rig.settings.sandbox.landlock = false;
         let expected = [("kms.allow_uids", Severity::Problem), ("sandbox.landlock", Severity::Note)];
         assert_eq!(rig.found(), expected);
+    }
+    #[test]
+    fn upstream_s_files_are_looked_at_and_a_lease_too_short_is_noted() {
+        let mut rig = rig();
+        let at = |name: &str| rig.folder.path().join(name);
+        let text = "node = 'n'\n[upstream]\nkind = 'alibaba'\nkey = 'a'\nregion = 'b'\nca_file = 'cloud/ca.pem'\n\
+                    credentials_file = 'credentials'\nrenew_every = '1s'\nlease = '1m'\n";
+        let source = Source::from_parts(Some(at("config.toml")), text.into());
+        rig.settings.upstream = Settings::from_source(&source, &rig.site).unwrap().upstream;
+        fs::write(at("credentials"), "secret").unwrap();
+        fs::set_permissions(at("credentials"), Permissions::from_mode(0o644)).unwrap();
+        let expected = [
+            ("upstream.ca_file", Severity::Problem),
+            ("upstream.credentials_file", Severity::Problem),
+            ("upstream.credentials_file", Severity::Note),
+            ("upstream.lease", Severity::Note),
+            ("upstream.daily_call_budget", Severity::Note),
+        ];
+        assert_eq!(rig.found(), expected);
+        fs::set_permissions(at("credentials"), Permissions::from_mode(0o400)).unwrap();
+        fs::create_dir(at("cloud")).unwrap();
+        fs::write(at("cloud/ca.pem"), "pem").unwrap();
+        assert!(rig.found().iter().all(|(_, severity)| *severity == Severity::Note), "{:?}", rig.found());
     }
 }

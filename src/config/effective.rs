@@ -7,6 +7,8 @@ use super::raw::Mechanism;
 use super::settings::Settings;
 use super::source::Source;
 use super::units::{show_duration, show_mode, show_size};
+use super::upstream::UpstreamTable;
+use crate::audit::settings::{AuditSettings, FailurePolicy, Forward, Level};
 use crate::custody::settings::{BootPolicy, PinSource, TokenSelector};
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::socket::SocketSettings;
@@ -88,8 +90,10 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("custody.grace", json!(settings.custody_grace.map(show_duration))),
         ("custody.probe_interval", json!(show_duration(settings.custody_probe_interval))),
         ("custody.environment", json!(custody.environment)),
+        ("custody.state_path", path(&custody.latch_folder)),
         ("store.path", path(&settings.store.path)),
     ]);
+    rows.extend(audit(settings.audit.as_ref()));
     rows.extend(socket(
         &kms.socket,
         &kms.peers,
@@ -111,13 +115,70 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("log.format", json!(settings.log.format.as_str())),
         ("sandbox.landlock", json!(settings.sandbox.landlock)),
         ("sandbox.seccomp", json!(settings.sandbox.seccomp)),
+        ("process.server_user", json!(settings.users.as_ref().map(|users| users.server.uid))),
+        ("process.custodian_user", json!(settings.users.as_ref().map(|users| users.custodian.uid))),
     ]);
+    rows.extend(settings.upstream.iter().flat_map(upstream));
     rows
 }
 
 fn spelt(boot: &BootPolicy) -> String {
     let numbers: Vec<String> = boot.pcrs.iter().map(u8::to_string).collect();
     format!("sha256:{}", numbers.join(","))
+}
+
+/// Of a trail that is switched off only that.
+fn audit(audit: Option<&AuditSettings>) -> Vec<(&'static str, Value)> {
+    let Some(audit) = audit else { return vec![("audit.level", json!("off"))] };
+    let level = match audit.level {
+        Level::Admin => "admin",
+        Level::Requests => "requests",
+    };
+    let failure = match audit.failure {
+        FailurePolicy::Stop => "stop",
+        FailurePolicy::ContinueWithAlarm => "continue-with-alarm",
+    };
+    let forward = match audit.forward {
+        None => "off",
+        Some(Forward::Journald) => "journald",
+        Some(Forward::Syslog) => "syslog",
+    };
+    vec![
+        ("audit.level", json!(level)),
+        ("audit.failure", json!(failure)),
+        ("audit.max_file", json!(show_size(audit.max_bytes))),
+        ("audit.max_age", json!(show_duration(audit.max_age))),
+        ("audit.keep", json!(audit.keep)),
+        ("audit.forward", json!(forward)),
+    ]
+}
+
+fn upstream(table: &UpstreamTable) -> Vec<(&'static str, Value)> {
+    let path = |path: &Option<std::path::PathBuf>| json!(path.as_ref().map(|path| path.display().to_string()));
+    vec![
+        ("upstream.kind", json!(table.kind.as_str())),
+        ("upstream.key", json!(table.key)),
+        ("upstream.region", json!(table.region)),
+        ("upstream.network", json!(table.network.as_str())),
+        ("upstream.endpoint", json!(table.endpoint)),
+        ("upstream.token_endpoint", json!(table.token_endpoint)),
+        ("upstream.instance", json!(table.instance)),
+        ("upstream.ca_file", path(&table.ca_file)),
+        ("upstream.proxy", json!(table.proxy)),
+        ("upstream.no_proxy", json!(table.no_proxy)),
+        ("upstream.credentials", json!(table.credentials.as_str())),
+        ("upstream.credentials_file", path(&table.credentials_file)),
+        ("upstream.connect_timeout", json!(show_duration(table.connect_timeout))),
+        ("upstream.timeout", json!(show_duration(table.timeout))),
+        ("upstream.renew_every", json!(show_duration(table.renew_every))),
+        ("upstream.lease", json!(show_duration(table.lease))),
+        ("upstream.probe_interval", json!(show_duration(table.probe_interval))),
+        ("upstream.on_key_version", json!(table.on_key_version.as_str())),
+        ("upstream.daily_call_budget", json!(table.daily_call_budget)),
+        ("upstream.price.per_10k_calls", json!(table.price.per_10k_calls)),
+        ("upstream.price.currency", json!(table.price.currency)),
+        ("upstream.grant_key", path(&table.grant_key)),
+    ]
 }
 
 fn socket(socket: &SocketSettings, peers: &PeerPolicy, keys: [&'static str; 5]) -> [(&'static str, Value); 5] {

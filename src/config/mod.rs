@@ -10,10 +10,12 @@ mod effective;
 mod error;
 mod node;
 mod raw;
+pub mod roles;
 mod settings;
 mod site;
 mod source;
 pub mod units;
+mod upstream;
 
 pub use check::{Finding, Severity, check};
 pub use effective::{Effective, Origin};
@@ -21,3 +23,4 @@ pub use error::{ConfigError, Fault};
 pub use settings::{AdminSettings, KmsSettings, SandboxSettings, Settings, StoreSettings};
 pub use site::Site;
 pub use source::Source;
+pub use upstream::{CredentialSource, Network, OnKeyVersion, Price, UpstreamKind, UpstreamTable};

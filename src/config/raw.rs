@@ -14,6 +14,7 @@ use serde::de::{self, Deserializer, Visitor};
 use toml::Spanned;
 
 use super::units::{Mode, Size, Span};
+use super::upstream::RawUpstream;
 use crate::custody::settings::MechanismChoice;
 use crate::telemetry::log::{Format, Level};
 
@@ -24,11 +25,16 @@ pub struct Raw {
     pub node: Option<NodeId>,
     pub custody: Custody,
     pub store: Store,
+    pub audit: Audit,
     pub kms: Kms,
     pub admin: Admin,
+    /// Whether the table is there at all makes a difference.
+    pub roles: Option<Roles>,
     pub metrics: Metrics,
     pub log: Log,
     pub sandbox: Sandbox,
+    pub process: Process,
+    pub upstream: Option<Spanned<RawUpstream>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -54,6 +60,7 @@ pub struct Custody {
     pub boot_signer: Option<Spanned<PathBuf>>,
     pub boot_series: Option<Spanned<i64>>,
     pub approvals: Option<Spanned<PathBuf>>,
+    pub state_path: Option<Spanned<PathBuf>>,
 }
 
 /// Which custodian holds the CMK.
@@ -84,6 +91,40 @@ pub struct Store {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    pub level: Option<AuditLevel>,
+    pub failure: Option<AuditFailure>,
+    pub max_file: Option<Spanned<Size>>,
+    pub max_age: Option<Spanned<Span>>,
+    pub keep: Option<Spanned<i64>>,
+    pub forward: Option<AuditForward>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuditLevel {
+    Off,
+    Admin,
+    Requests,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuditFailure {
+    Stop,
+    ContinueWithAlarm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuditForward {
+    Off,
+    Journald,
+    Syslog,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Kms {
     pub socket: Option<Spanned<PathBuf>>,
     pub mode: Option<Mode>,
@@ -106,6 +147,47 @@ pub struct Admin {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Roles {
+    pub viewer: Option<Members>,
+    pub operator: Option<Members>,
+    pub crypto_admin: Option<Members>,
+    pub auditor: Option<Members>,
+    pub deny: Vec<Denial>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Members {
+    pub uids: Vec<Spanned<Account>>,
+    pub gids: Vec<Spanned<Account>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(from = "RawDenial")]
+pub struct Denial {
+    pub actions: Vec<Spanned<String>>,
+    pub members: Members,
+}
+
+/// As it is written: serde cannot flatten and refuse unknown keys at once.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDenial {
+    actions: Vec<Spanned<String>>,
+    #[serde(default)]
+    uids: Vec<Spanned<Account>>,
+    #[serde(default)]
+    gids: Vec<Spanned<Account>>,
+}
+
+impl From<RawDenial> for Denial {
+    fn from(RawDenial { actions, uids, gids }: RawDenial) -> Self {
+        Self { actions, members: Members { uids, gids } }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
     pub listen: Option<Listen>,
@@ -123,6 +205,13 @@ pub struct Log {
 pub struct Sandbox {
     pub landlock: Option<bool>,
     pub seccomp: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Process {
+    pub server_user: Option<Spanned<Account>>,
+    pub custodian_user: Option<Spanned<Account>>,
 }
 
 /// A user or group, by number or by name.

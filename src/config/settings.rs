@@ -13,17 +13,24 @@ use rustix::process::Gid;
 use toml::Spanned;
 
 use super::error::{ConfigError, Place};
-use super::raw::{self, Account, Kind, Listen, Raw};
+use super::raw::{self, Account, AuditFailure, AuditForward, AuditLevel, Kind, Listen, Raw};
 use super::site::{Site, resolve};
 use super::source::Source;
 use super::units::{show_duration, show_size};
+use super::upstream::UpstreamTable;
 use super::{accounts, node};
+use crate::audit::settings::{self as audit, AuditSettings, FailurePolicy, Forward};
 use crate::custody::settings::{BootPolicy, CustodySettings, MechanismChoice, PinSource, TokenSelector, TpmSettings};
+use crate::process::users::{User, Users};
 use crate::rpc::peer::PeerPolicy;
+use crate::rpc::roles::RolePolicy;
 use crate::rpc::socket::SocketSettings;
 use crate::telemetry::log::LogSettings;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// In seconds.
+const DAY: u64 = 24 * 3600;
+
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     pub keyring: KeyringId,
     pub node: NodeId,
@@ -33,12 +40,18 @@ pub struct Settings {
     /// How often the token is asked whether it is well while nothing is wrong.
     pub custody_probe_interval: Duration,
     pub store: StoreSettings,
+    /// `None` when switched off.
+    pub audit: Option<AuditSettings>,
     pub kms: KmsSettings,
     pub admin: AdminSettings,
     /// Loopback only; `None` when metrics are off.
     pub metrics: Option<SocketAddr>,
     pub log: LogSettings,
     pub sandbox: SandboxSettings,
+    /// `None`: server and custodian run as whoever starts the daemon.
+    pub users: Option<Users>,
+    /// The cloud profile; `None` is the local one, without any network.
+    pub upstream: Option<UpstreamTable>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +75,7 @@ pub struct KmsSettings {
 pub struct AdminSettings {
     pub socket: SocketSettings,
     pub peers: PeerPolicy,
+    pub roles: RolePolicy,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +91,9 @@ impl Settings {
     /// `Invalid` with place, key and remedy for the first value that cannot be; `NoNode` if the node has no name.
     pub fn from_source(source: &Source, site: &Site) -> Result<Self, ConfigError> {
         let document = source.parse()?;
-        source.with_place(|place| Builder { place, folder: source.folder(), site }.settings(document.raw))
+        source.with_place(|place| {
+            Builder { place, folder: source.folder(), site, owner: site.uid }.settings(document.raw)
+        })
     }
 
     /// Reads and resolves the configuration of this machine: [`Source::find`], then [`Settings::from_source`].
@@ -89,14 +105,20 @@ impl Settings {
 }
 
 /// What every value is judged with.
-struct Builder<'a> {
-    place: &'a Place<'a>,
+pub(super) struct Builder<'a> {
+    pub(super) place: &'a Place<'a>,
     folder: &'a Path,
     site: &'a Site,
+    /// Who is let in unless the file says otherwise: whoever runs the daemon, except the custodian's user.
+    owner: u32,
 }
 
 impl Builder<'_> {
-    fn settings(&self, raw: Raw) -> Result<Settings, ConfigError> {
+    fn settings(mut self, raw: Raw) -> Result<Settings, ConfigError> {
+        let users = self.users(raw.process)?;
+        if users.as_ref().is_some_and(|users| users.custodian.uid == self.owner) {
+            self.owner = 0;
+        }
         let store = StoreSettings { path: self.path("store.path", raw.store.path, "/var/lib/keystead")? };
         let admin_span = raw.admin.socket.as_ref().map(Spanned::span);
         let kms_span = raw.kms.socket.as_ref().map(Spanned::span);
@@ -111,10 +133,11 @@ impl Builder<'_> {
             },
             custody_grace: self.grace(&raw.custody)?,
             custody_probe_interval: self.probe_interval(&raw.custody)?,
-            custody: self.custody(raw.custody, &store)?,
+            audit: self.audit(raw.audit, &store)?,
+            custody: self.custody(raw.custody, &store, users.is_some())?,
             store,
             kms: self.kms(raw.kms)?,
-            admin: self.admin(raw.admin)?,
+            admin: self.admin(raw.admin, raw.roles)?,
             metrics: match raw.metrics.listen {
                 None => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
                 Some(Listen::Off) => None,
@@ -125,6 +148,14 @@ impl Builder<'_> {
                 landlock: raw.sandbox.landlock.unwrap_or(true),
                 seccomp: raw.sandbox.seccomp.unwrap_or(true),
             },
+            users,
+            upstream: raw
+                .upstream
+                .map(|table| {
+                    let span = table.span();
+                    self.upstream(table.into_inner(), span)
+                })
+                .transpose()?,
         };
         if settings.kms.socket.path == settings.admin.socket.path {
             let (span, key) = match (admin_span, kms_span) {
@@ -148,7 +179,48 @@ impl Builder<'_> {
         self.duration("custody.probe_interval", value, Duration::from_secs(30), bounds)
     }
 
-    fn custody(&self, raw: raw::Custody, store: &StoreSettings) -> Result<CustodySettings, ConfigError> {
+    fn users(&self, raw: raw::Process) -> Result<Option<Users>, ConfigError> {
+        let (server, custodian) = match (raw.server_user, raw.custodian_user) {
+            (None, None) => return Ok(None),
+            (Some(server), Some(custodian)) => (server, custodian),
+            (Some(alone), None) | (None, Some(alone)) => {
+                let help = "set both, or neither: both processes then run as whoever starts the daemon";
+                return Err(self.place.fault(
+                    alone.span(),
+                    "process",
+                    "names the user of one process only",
+                    Some(help),
+                ));
+            }
+        };
+        let span = custodian.span();
+        let users = Users {
+            server: User { groups: Vec::new(), ..self.user("process.server_user", server)? },
+            custodian: self.user("process.custodian_user", custodian)?,
+        };
+        if users.server.uid == users.custodian.uid {
+            let problem = "is the server's user, too";
+            return Err(self.place.fault(span, "process.custodian_user", problem, Some("each needs one of its own")));
+        }
+        Ok(Some(users))
+    }
+
+    fn user(&self, key: &str, given: Spanned<Account>) -> Result<User, ConfigError> {
+        let user = accounts::user(self.site, given.get_ref()).ok_or_else(|| {
+            self.place.fault(given.span(), key, "is no local user", Some("create it, or write its number"))
+        })?;
+        match user.uid {
+            0 => Err(self.place.fault(given.span(), key, "is root", Some("give the process a user of its own"))),
+            _ => Ok(user),
+        }
+    }
+
+    fn custody(
+        &self,
+        raw: raw::Custody,
+        store: &StoreSettings,
+        separate: bool,
+    ) -> Result<CustodySettings, ConfigError> {
         let kind = raw.kind.unwrap_or(Kind::Pkcs11);
         self.refuse_keys_of_the_other_kind(kind, &raw)?;
         let (tpm, defaults) = match kind {
@@ -180,8 +252,12 @@ impl Builder<'_> {
                 Duration::from_millis(100)..=Duration::from_secs(300),
             )?,
             environment,
-            // The one folder that is ours to write to on every site.
-            latch_folder: store.path.clone(),
+            latch_folder: match raw.state_path {
+                Some(path) => self.path("custody.state_path", Some(path), "")?,
+                None if separate => beside(&store.path),
+                // The one folder that is ours to write to on every site.
+                None => store.path.clone(),
+            },
             tpm,
         })
     }
@@ -344,6 +420,38 @@ impl Builder<'_> {
         Ok(environment)
     }
 
+    fn audit(&self, raw: raw::Audit, store: &StoreSettings) -> Result<Option<AuditSettings>, ConfigError> {
+        let level = match raw.level.unwrap_or(AuditLevel::Admin) {
+            AuditLevel::Off => None,
+            AuditLevel::Admin => Some(audit::Level::Admin),
+            AuditLevel::Requests => Some(audit::Level::Requests),
+        };
+        let max_file = self.size("audit.max_file", raw.max_file, 16 << 20, 64 << 10..=1 << 30)?;
+        let max_age = self.duration(
+            "audit.max_age",
+            raw.max_age.map(|spanned| (spanned.span(), spanned.into_inner().0)),
+            Duration::from_secs(30 * DAY),
+            Duration::from_secs(60)..=Duration::from_secs(3660 * DAY),
+        )?;
+        let keep = self.count("audit.keep", raw.keep, 12, 1..=10_000)?;
+        Ok(level.map(|level| AuditSettings {
+            folder: store.path.join("audit"),
+            level,
+            failure: match raw.failure.unwrap_or(AuditFailure::ContinueWithAlarm) {
+                AuditFailure::Stop => FailurePolicy::Stop,
+                AuditFailure::ContinueWithAlarm => FailurePolicy::ContinueWithAlarm,
+            },
+            max_bytes: max_file as u64,
+            max_age,
+            keep,
+            forward: match raw.forward.unwrap_or(AuditForward::Off) {
+                AuditForward::Off => None,
+                AuditForward::Journald => Some(Forward::Journald),
+                AuditForward::Syslog => Some(Forward::Syslog),
+            },
+        }))
+    }
+
     fn kms(&self, raw: raw::Kms) -> Result<KmsSettings, ConfigError> {
         Ok(KmsSettings {
             socket: SocketSettings {
@@ -352,7 +460,7 @@ impl Builder<'_> {
                 group: self.group("kms.group", raw.group)?,
             },
             peers: PeerPolicy {
-                uids: self.uids("kms.allow_uids", raw.allow_uids, &[self.site.uid, 0])?,
+                uids: self.uids("kms.allow_uids", raw.allow_uids, &[self.owner, 0])?,
                 gids: self.gids("kms.allow_gids", raw.allow_gids)?,
             },
             max_connections: self.count("kms.max_connections", raw.max_connections, 64, 1..=16_384)?,
@@ -366,7 +474,7 @@ impl Builder<'_> {
         })
     }
 
-    fn admin(&self, raw: raw::Admin) -> Result<AdminSettings, ConfigError> {
+    fn admin(&self, raw: raw::Admin, roles: Option<raw::Roles>) -> Result<AdminSettings, ConfigError> {
         Ok(AdminSettings {
             socket: SocketSettings {
                 path: self.socket("admin.socket", raw.socket, "/run/keystead/admin.sock")?,
@@ -374,13 +482,19 @@ impl Builder<'_> {
                 group: self.group("admin.group", raw.group)?,
             },
             peers: PeerPolicy {
-                uids: self.uids("admin.allow_uids", raw.allow_uids, &[self.site.uid])?,
+                uids: self.uids("admin.allow_uids", raw.allow_uids, &[self.owner])?,
                 gids: self.gids("admin.allow_gids", raw.allow_gids)?,
             },
+            roles: self.roles(roles)?,
         })
     }
 
-    fn path(&self, key: &str, given: Option<Spanned<PathBuf>>, default: &str) -> Result<PathBuf, ConfigError> {
+    pub(super) fn path(
+        &self,
+        key: &str,
+        given: Option<Spanned<PathBuf>>,
+        default: &str,
+    ) -> Result<PathBuf, ConfigError> {
         let Some(given) = given else { return Ok(PathBuf::from(default)) };
         let bytes = given.get_ref().as_os_str().as_bytes();
         if bytes.is_empty() || bytes.contains(&0) {
@@ -406,7 +520,7 @@ impl Builder<'_> {
         Ok(path)
     }
 
-    fn short(&self, key: &str, given: Spanned<String>, longest: usize) -> Result<String, ConfigError> {
+    pub(super) fn short(&self, key: &str, given: Spanned<String>, longest: usize) -> Result<String, ConfigError> {
         let text = given.get_ref();
         if text.is_empty() || text.len() > longest || text.chars().any(char::is_control) {
             let problem = format_args!("must have 1 to {longest} printable bytes");
@@ -415,7 +529,7 @@ impl Builder<'_> {
         Ok(given.into_inner())
     }
 
-    fn count(
+    pub(super) fn count(
         &self,
         key: &str,
         given: Option<Spanned<i64>>,
@@ -444,7 +558,7 @@ impl Builder<'_> {
             .ok_or_else(|| self.out_of_bounds(given.span(), key, shown(bounds.start()), shown(bounds.end())))
     }
 
-    fn duration(
+    pub(super) fn duration(
         &self,
         key: &str,
         given: Option<(std::ops::Range<usize>, Duration)>,
@@ -473,7 +587,12 @@ impl Builder<'_> {
         Ok(gid.map(Gid::from_raw))
     }
 
-    fn uids(&self, key: &str, given: Option<Vec<Spanned<Account>>>, default: &[u32]) -> Result<Vec<u32>, ConfigError> {
+    pub(super) fn uids(
+        &self,
+        key: &str,
+        given: Option<Vec<Spanned<Account>>>,
+        default: &[u32],
+    ) -> Result<Vec<u32>, ConfigError> {
         match given {
             Some(list) => self.accounts(key, list, accounts::uid, "user"),
             None => {
@@ -485,7 +604,7 @@ impl Builder<'_> {
         }
     }
 
-    fn gids(&self, key: &str, given: Option<Vec<Spanned<Account>>>) -> Result<Vec<u32>, ConfigError> {
+    pub(super) fn gids(&self, key: &str, given: Option<Vec<Spanned<Account>>>) -> Result<Vec<u32>, ConfigError> {
         self.accounts(key, given.unwrap_or_default(), accounts::gid, "group")
     }
 
@@ -525,6 +644,13 @@ struct CustodyDefaults {
 const PKCS11_DEFAULTS: CustodyDefaults = CustodyDefaults { sessions: 2, timeout: Duration::from_secs(5) };
 /// A TPM does one thing at a time, and discrete chips take up to a second for each.
 const TPM_DEFAULTS: CustodyDefaults = CustodyDefaults { sessions: 1, timeout: Duration::from_secs(15) };
+
+/// `/var/lib/keystead` → `/var/lib/keystead-custodian`
+fn beside(store: &Path) -> PathBuf {
+    let mut name = store.as_os_str().to_owned();
+    name.push("-custodian");
+    PathBuf::from(name)
+}
 
 fn default_keyring() -> KeyringId {
     // Proven by `defaults_are_those_of_an_air_gapped_softhsm_site`: the text is a constant within the alphabet.

@@ -24,8 +24,19 @@ impl Site {
         }
     }
 
-    pub(super) fn path(&self, absolute: &str) -> PathBuf {
+    /// `absolute` below the root.
+    pub fn path(&self, absolute: &str) -> PathBuf {
         self.root.join(absolute.trim_start_matches('/'))
+    }
+
+    /// The number of a local user.
+    pub fn uid_of(&self, name: &str) -> Option<u32> {
+        super::accounts::uid(self, name)
+    }
+
+    /// The number of a local group.
+    pub fn gid_of(&self, name: &str) -> Option<u32> {
+        super::accounts::gid(self, name)
     }
 
     pub(super) fn exists(&self, absolute: &str) -> bool {

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use self::link::Slot;
 use super::contract::{
-    Answer, CustodyError, EpochPurpose, EpochRef, GivenKek, Request, TokenDescription, TokenSummary,
+    Answer, CustodyError, EpochPurpose, EpochRef, GivenKek, ProcessReport, Request, TokenDescription, TokenSummary,
 };
 use super::counters::{Counters, OperationCount};
 use super::frames::{self, Reply};
@@ -82,6 +82,11 @@ impl CustodyClient {
     /// Whether there is a connection to a custodian.
     pub fn is_attached(&self) -> bool {
         self.shared.slot.is_attached()
+    }
+
+    /// What the custodian of the moment said of its process, if there is one and it has.
+    pub fn process(&self) -> Option<ProcessReport> {
+        self.shared.slot.report()
     }
 
     /// Counts the custodians that let a deadline pass, one for each however many calls it failed. A change means: kill

@@ -34,6 +34,32 @@ async fn answer(custodian: &mut UnixStream, id: u64, reply: Reply) {
     custodian.write_all(&frames::encode_reply(id, &reply)).await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn custodian_s_word_on_its_process_is_kept_as_long_as_its_connection_and_is_no_answer() {
+    let (client, mut custodian) = attached(8);
+    assert_eq!(client.process(), None);
+    let report = ProcessReport { uid: 997, system_calls_filtered: true, ..ProcessReport::default() };
+    answer(&mut custodian, frames::UNASKED, Ok(Answer::Process(report))).await;
+    while client.process().is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(client.process(), Some(report));
+    // The first answer is still to come, and has its longer deadline.
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.probe().await }
+    });
+    let (id, _) = read_request(&mut custodian).await;
+    tokio::time::sleep(TIMEOUT * 2).await;
+    answer(&mut custodian, id, Ok(Answer::Done)).await;
+    call.await.unwrap().unwrap();
+    drop(custodian);
+    while client.is_attached() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(client.process(), None);
+}
+
 #[tokio::test]
 async fn answers_find_their_callers_in_any_order() {
     let (client, mut custodian) = attached(8);

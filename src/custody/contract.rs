@@ -22,6 +22,10 @@ pub struct EpochRef {
 pub enum EpochPurpose {
     /// Authenticates the store's record.
     Record,
+    /// Vouches for the audit trail.
+    Audit,
+    /// Seals the offline copies of KEKs whose durable root is in the cloud.
+    OfflineCopy,
 }
 
 /// One thing asked of custody.
@@ -79,18 +83,32 @@ impl fmt::Debug for GivenKek {
     }
 }
 
+/// What the custodian's process says of itself, once, before it answers anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ProcessReport {
+    pub uid: u32,
+    pub no_new_privs: bool,
+    pub dumpable: bool,
+    pub system_calls_filtered: bool,
+}
+
 /// What custody answers.
 #[derive(Debug)]
 pub enum Answer {
     Token(TokenDescription),
     Tokens(Vec<TokenSummary>),
     Cmks(Vec<RootId>),
-    NewKek { wrap: WrappedKek, kek: Kek },
+    NewKek {
+        wrap: WrappedKek,
+        kek: Kek,
+    },
     Kek(Kek),
     Wrapped(WrappedKek),
     Epochs(Vec<u64>),
     EpochKey(Zeroizing<[u8; 32]>),
     Done,
+    /// Unasked, with ID 0, as the first frame of a connection.
+    Process(ProcessReport),
 }
 
 /// The token in use.
@@ -151,7 +169,8 @@ pub enum CustodyError {
     TokenMissing { wanted: String },
     #[error("more than one token has the label {label}: set custody.token_serial instead of custody.token_label")]
     TokenAmbiguous { label: String },
-    #[error("token {serial} rejected the user PIN{}; it will not be tried again until the PIN source changes",
+    #[error("token {serial} rejected the user PIN{}; it is not tried again. Write the right one, or, if the token's PIN was set to this one \
+         since, remove pin-rejected in custody.state_path",
             if *final_try { " (ONE try is left)" } else { "" })]
     PinRejected { serial: String, final_try: bool },
     #[error("the user PIN of token {serial} is locked. Unlock it with the security officer's PIN")]
@@ -164,7 +183,10 @@ pub enum CustodyError {
     #[error("the TPM does not open the key: {detail}. `keystead tpm preview` says what changed")]
     BootNotApproved { detail: String },
     /// As a rejected PIN, but no count is used up by it.
-    #[error("the TPM rejected the auth value in {file}; it will not be tried again until that file changes")]
+    #[error(
+        "the TPM rejected the auth value in {file}; it is not tried again. Put the right auth file there, or take a new one from `keystead \
+         tpm provision` if the TPM was cleared"
+    )]
     AuthRejected { file: String },
     #[error("the PIN or auth value cannot be read: {detail}")]
     PinUnreadable { detail: String },

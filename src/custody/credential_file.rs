@@ -16,16 +16,6 @@ const TOO_OPEN: u32 = 0o037;
 pub(super) struct CredentialFile {
     pub(super) path: PathBuf,
     pub(super) content: Zeroizing<Vec<u8>>,
-    pub(super) identity: Identity,
-}
-
-/// Changes whenever somebody changes the file. Holds nothing of its content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) device: u64,
-    pub(super) inode: u64,
-    pub(super) modified_ns: i128,
-    pub(super) size: u64,
 }
 
 /// At most `longest` bytes and one more, by which a caller sees that there are too many.
@@ -74,16 +64,7 @@ fn read_file(path: &Path, longest: usize) -> Result<CredentialFile, String> {
     }
     let mut content = Zeroizing::new(Vec::with_capacity(longest + 1));
     File::from(file).take(longest as u64 + 1).read_to_end(&mut content).map_err(|error| error.to_string())?;
-    Ok(CredentialFile {
-        path: path.to_owned(),
-        content,
-        identity: Identity {
-            device: status.st_dev,
-            inode: status.st_ino,
-            modified_ns: i128::from(status.st_mtime) * 1_000_000_000 + i128::from(status.st_mtime_nsec),
-            size: status.st_size as u64,
-        },
-    })
+    Ok(CredentialFile { path: path.to_owned(), content })
 }
 
 fn unreadable(detail: String) -> CustodyError {

@@ -12,6 +12,8 @@ pub(super) fn derivation_input(epoch: &EpochRef, purpose: EpochPurpose) -> Vec<u
     let mut input = DERIVE_LABEL.to_vec();
     let purpose: &[u8] = match purpose {
         EpochPurpose::Record => b"record",
+        EpochPurpose::Audit => b"audit",
+        EpochPurpose::OfflineCopy => b"offline-copy",
     };
     for field in [purpose, epoch.keyring.as_str().as_bytes(), epoch.node.as_str().as_bytes()] {
         // Identifiers have at most 64 bytes.
@@ -31,4 +33,22 @@ pub(super) fn owner_digest(keyring: &KeyringId, node: &NodeId) -> [u8; 32] {
         .chain_update(node.as_str())
         .finalize()
         .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_purpose_is_derived_from_under_the_label_of_the_format() {
+        let epoch = EpochRef { keyring: "edge".parse().unwrap(), node: "n".parse().unwrap(), number: 7 };
+        for (purpose, label) in [
+            (EpochPurpose::Record, "\0\x06record"),
+            (EpochPurpose::Audit, "\0\x05audit"),
+            (EpochPurpose::OfflineCopy, "\0\x0coffline-copy"),
+        ] {
+            let expected = format!("keystead-epoch-key\x01{label}\0\x04edge\0\x01n\0\0\0\0\0\0\0\x07");
+            assert_eq!(derivation_input(&epoch, purpose), expected.as_bytes(), "{purpose:?}");
+        }
+    }
 }

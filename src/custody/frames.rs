@@ -11,7 +11,8 @@ use keystead_core::{Kek, NodeId, WrapContext};
 use zeroize::Zeroizing;
 
 use super::contract::{
-    Answer, CustodyError, EpochPurpose, EpochRef, GivenKek, PinState, Request, TokenDescription, TokenSummary,
+    Answer, CustodyError, EpochPurpose, EpochRef, GivenKek, PinState, ProcessReport, Request, TokenDescription,
+    TokenSummary,
 };
 pub use super::fields::FrameError;
 use super::fields::{Reader, Writer};
@@ -21,6 +22,9 @@ pub const VERSION: u8 = 1;
 pub const MAX_REQUEST: usize = 16 << 10;
 /// Longest reply after its length field: room for the root IDs of some 3,600 CMKs.
 pub const MAX_REPLY: usize = 64 << 10;
+
+/// No request has this ID.
+pub const UNASKED: u64 = 0;
 
 /// A frame as it goes over the socket, its length field included.
 pub type Frame = Zeroizing<Vec<u8>>;
@@ -61,6 +65,8 @@ pub fn encode_request(id: u64, request: &Request) -> Frame {
             write_epoch(&mut out, epoch);
             out.u8(match purpose {
                 EpochPurpose::Record => 1,
+                EpochPurpose::Audit => 3,
+                EpochPurpose::OfflineCopy => 2,
             });
         }
         Request::DestroyEpoch(epoch) => {
@@ -100,6 +106,8 @@ pub fn decode_request(body: &[u8]) -> Result<(u64, Request), FrameError> {
             let epoch = read_epoch(&mut fields)?;
             let purpose = match fields.u8()? {
                 1 => EpochPurpose::Record,
+                3 => EpochPurpose::Audit,
+                2 => EpochPurpose::OfflineCopy,
                 _ => return Err(FrameError::Malformed("an unknown purpose")),
             };
             Request::DeriveEpochKey { epoch, purpose }
@@ -154,6 +162,12 @@ pub fn decode_reply(body: &[u8]) -> Result<(u64, Reply), FrameError> {
         8 => Ok(Answer::Done),
         9 => Err(read_error(&mut fields)?),
         10 => Ok(Answer::Wrapped(read_wrap(&mut fields)?)),
+        11 => Ok(Answer::Process(ProcessReport {
+            uid: fields.u32()?,
+            no_new_privs: fields.bool()?,
+            dumpable: fields.bool()?,
+            system_calls_filtered: fields.bool()?,
+        })),
         _ => return Err(FrameError::Malformed("an unknown answer")),
     };
     fields.end()?;
@@ -302,6 +316,13 @@ fn write_answer(out: &mut Writer, answer: &Answer) {
         Answer::Wrapped(wrap) => {
             out.u8(10);
             write_wrap(out, wrap);
+        }
+        Answer::Process(report) => {
+            out.u8(11);
+            out.u32(report.uid);
+            for flag in [report.no_new_privs, report.dumpable, report.system_calls_filtered] {
+                out.u8(flag.into());
+            }
         }
     }
 }

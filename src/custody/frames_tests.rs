@@ -32,6 +32,8 @@ fn requests() -> Vec<Request> {
         Request::ListEpochs { keyring: epoch().keyring, node: epoch().node },
         Request::CreateEpoch(epoch()),
         Request::DeriveEpochKey { epoch: epoch(), purpose: EpochPurpose::Record },
+        Request::DeriveEpochKey { epoch: epoch(), purpose: EpochPurpose::Audit },
+        Request::DeriveEpochKey { epoch: epoch(), purpose: EpochPurpose::OfflineCopy },
         Request::DestroyEpoch(epoch()),
         Request::DestroyCmk { root_id: context().root_id },
         Request::Probe,
@@ -54,6 +56,7 @@ fn token(pin: PinState) -> TokenSummary {
 }
 
 fn replies() -> Vec<Reply> {
+    let report = ProcessReport { uid: 997, no_new_privs: true, dumpable: false, system_calls_filtered: true };
     let description = TokenDescription {
         token: token(PinState::Fine),
         root_kind: RootKind::Tpm,
@@ -78,6 +81,7 @@ fn replies() -> Vec<Reply> {
         Ok(Answer::EpochKey(Zeroizing::new([5; 32]))),
         Ok(Answer::Done),
         Ok(Answer::Wrapped(wrap)),
+        Ok(Answer::Process(report)),
         Err(CustodyError::Gone),
         Err(CustodyError::TimedOut),
         Err(CustodyError::Busy),

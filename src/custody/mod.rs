@@ -19,4 +19,5 @@ pub mod worker;
 
 pub use client::CustodyClient;
 pub use counters::OperationCount;
+pub use latch::rejected_by;
 pub use settings::CustodySettings;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::contract::{Answer, CustodyError, Request};
+use super::contract::{Answer, CustodyError, ProcessReport, Request};
 use super::frames::{self, FrameError};
 use super::pkcs11;
 use super::settings::CustodySettings;
@@ -38,14 +38,16 @@ pub enum WorkerError {
     Protocol(#[from] FrameError),
 }
 
-/// Serves requests from `connection` until its other end is closed. Blocks; call it on the main thread, with the
+/// Says `report`, then serves requests from `connection` until its other end is closed. Blocks; call it on the main thread, with the
 /// module's environment set. The device is opened by the first request that needs it, and again after it was lost.
 ///
 /// Returns also when a call into the module never does: the caller should then end the process.
 ///
 /// # Errors
 /// [`WorkerError`]. A device that cannot be used is no such error: each request is answered with why.
-pub fn run(connection: UnixStream, settings: CustodySettings) -> Result<(), WorkerError> {
+pub fn run(mut connection: UnixStream, report: ProcessReport, settings: CustodySettings) -> Result<(), WorkerError> {
+    // A server that is gone already is noticed by the first read.
+    let _ = connection.write_all(&frames::encode_reply(frames::UNASKED, &Ok(Answer::Process(report))));
     let (sessions, queue) = (settings.sessions, settings.queue);
     match settings.tpm.clone() {
         None => serve(connection, Arc::new(pkcs11::Device::new(settings)), sessions, queue),

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use keystead_core::KeyringId;
 use keystead_core::availability::{Availability, SealReason};
-use keystead_wire::admin::v1::Sandbox;
 use keystead_wire::admin::v1::admin_server::AdminServer;
+use keystead_wire::admin::v1::{GetStatusResponse, Sandbox};
 use keystead_wire::kms::v2::key_management_service_server::KeyManagementServiceServer;
 use tokio::sync::{Notify, watch};
 
@@ -14,22 +15,32 @@ use super::control::{ControlReporter, ControlServerEnd};
 use super::sandbox::Confinement;
 use super::seccomp::Filtering;
 use super::server::{Listeners, LockdownReport, follow_orders};
+use crate::audit::settings::{AuditSettings, FailurePolicy};
+use crate::audit::{Counts, Trail};
 use crate::config::Settings;
 use crate::custody::client::CustodyClient;
 use crate::rpc::admin::{AdminService, DaemonFacts};
+use crate::rpc::audited::{AdminAudit, RequestAudit};
+use crate::rpc::authorized::Authorized;
 use crate::rpc::incoming::{ConnectionCounters, Incoming, IncomingSettings};
 use crate::rpc::kms_v2::{KmsLimits, KmsV2};
 use crate::rpc::metrics::RequestMetrics;
 use crate::rpc::peer::PeerPolicy;
+use crate::rpc::roles::RolePolicy;
 use crate::rpc::serve::{ServeSettings, serve};
+use crate::service::clock::Clock;
+use crate::service::cloud::CloudSettings;
 use crate::service::keys::KeyService;
 use crate::service::lifecycle::{KeySettings, Lifecycle};
+use crate::service::renewal::renew;
+use crate::service::spending::{Budget, Spending};
 use crate::service::watch::watch as watch_custody;
 use crate::store::Store;
 use crate::telemetry::health::Readiness;
 use crate::telemetry::http::{self, Limits, Pages};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::state::{self, State};
+use crate::upstream::Upstream;
 
 /// How long the start of what comes after the daemon may be held up by a slow token.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
@@ -43,9 +54,21 @@ const MAX_ADMIN_MESSAGE: usize = 64 << 10;
 /// Admin clients at once: people and their scripts.
 const MAX_ADMIN_CONNECTIONS: usize = 16;
 
-/// Serves until the supervisor orders the end or is gone.
+/// How often calls to the cloud are counted into their hour.
+const COUNT_EVERY: Duration = Duration::from_secs(60);
+
+/// What the cloud profile adds, opened before the sandbox was closed.
+pub struct CloudParts {
+    pub upstream: Arc<dyn Upstream>,
+    pub settings: CloudSettings,
+    pub clock: Arc<dyn Clock>,
+    pub budget: Budget,
+}
+
+/// Serves until the supervisor orders the end or is gone. Without `cloud` it is the local profile.
 pub async fn run(
     settings: Settings,
+    cloud: Option<CloudParts>,
     store: Store,
     listeners: Listeners,
     control: ControlServerEnd,
@@ -59,7 +82,14 @@ pub async fn run(
         custody_grace: settings.custody_grace,
         probe_interval: settings.custody_probe_interval,
     };
-    let lifecycle = Arc::new(Lifecycle::new(key_settings, store, custody.clone(), keys.clone()));
+    let trail = open_trail(settings.audit.as_ref(), &key_settings.keyring)?;
+    let mut lifecycle = Lifecycle::new(key_settings, store, custody.clone(), keys.clone(), trail.clone());
+    let mut spending = None;
+    if let Some(CloudParts { upstream, settings, clock, budget }) = cloud {
+        lifecycle = lifecycle.in_cloud(upstream, settings, clock);
+        spending = Some(Arc::new(Spending::new(budget)));
+    }
+    let lifecycle = Arc::new(lifecycle);
     let restarts = Arc::new(AtomicU32::new(0));
     let (ending, ended) = watch::channel(false);
     let ended = move || {
@@ -70,16 +100,26 @@ pub async fn run(
         }
     };
 
-    let kms = incoming(listeners.kms, settings.kms.max_connections, settings.kms.peers)?;
-    let admin = incoming(listeners.admin, MAX_ADMIN_CONNECTIONS, settings.admin.peers)?;
+    let kms = incoming(listeners.kms, settings.kms.max_connections, settings.kms.peers, RolePolicy::default())?;
+    let admin = incoming(listeners.admin, MAX_ADMIN_CONNECTIONS, settings.admin.peers, settings.admin.roles)?;
     let requests = Arc::new(RequestMetrics::default());
     let metrics_address = match &listeners.metrics {
         Some(listener) => listener.local_addr()?.to_string(),
         None => String::new(),
     };
+    let facts = DaemonFacts {
+        started: Instant::now(),
+        sandbox: sandbox(lockdown),
+        custodian_restarts: restarts.clone(),
+        metrics_address,
+        spending: spending.clone(),
+    };
+    let audit = AdminAudit::new(trail.clone());
+    let admin_api = Arc::new(AdminService::new(lifecycle.clone(), facts, audit.clone()));
     if let Some(listener) = listeners.metrics {
         let sockets = [("kms", kms.counters()), ("admin", admin.counters())];
-        let pages = Arc::new(pages(&lifecycle, &requests, restarts.clone(), &custody, sockets));
+        let pages =
+            Arc::new(pages(&lifecycle, &admin_api, &requests, restarts.clone(), &custody, sockets, trail.clone()));
         let until = ended();
         tokio::spawn(async move {
             if let Err(error) = http::serve(listener, pages, Limits::default(), until).await {
@@ -98,6 +138,9 @@ pub async fn run(
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     });
+    if let Some(spending) = spending {
+        keep_lease(lifecycle.clone(), spending);
+    }
     tokio::spawn(follow_disconnects(custody.clone(), changed.clone()));
     tokio::spawn(follow_replacements(custody.clone(), reporter.clone()));
     let counted = restarts.clone();
@@ -116,16 +159,10 @@ pub async fn run(
     });
 
     let limits = KmsLimits { max_plaintext: settings.kms.max_plaintext };
-    let kms_service = KeyManagementServiceServer::new(KmsV2::new(keys, limits, requests))
+    let kms_service = KeyManagementServiceServer::new(KmsV2::new(keys, limits, requests, RequestAudit::new(trail)))
         .max_decoding_message_size(limits.max_message());
-    let facts = DaemonFacts {
-        started: Instant::now(),
-        sandbox: sandbox(lockdown),
-        custodian_restarts: restarts,
-        metrics_address,
-    };
-    let admin_service =
-        AdminServer::new(AdminService::new(lifecycle.clone(), facts)).max_decoding_message_size(MAX_ADMIN_MESSAGE);
+    let admin_service = AdminServer::from_arc(admin_api).max_decoding_message_size(MAX_ADMIN_MESSAGE);
+    let admin_service = Authorized::new(admin_service, audit);
     let kms_ends = ServeSettings {
         drain_timeout: settings.kms.drain_timeout,
         recycle_after: Some(RECYCLE_AFTER),
@@ -145,13 +182,27 @@ pub async fn run(
     Ok(())
 }
 
+/// A trail that cannot even be opened stops the start only where the site wants nothing done that is not recorded.
+fn open_trail(settings: Option<&AuditSettings>, keyring: &KeyringId) -> std::io::Result<Option<Trail>> {
+    let Some(settings) = settings else { return Ok(None) };
+    match Trail::open(settings, keyring) {
+        Ok(trail) => Ok(Some(trail)),
+        Err(error) if settings.failure == FailurePolicy::ContinueWithAlarm => {
+            tracing::error!(%error, folder = %settings.folder.display(), "the audit trail cannot be opened: nothing is recorded");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn incoming(
     listener: std::os::unix::net::UnixListener,
     max_connections: usize,
     policy: PeerPolicy,
+    roles: RolePolicy,
 ) -> std::io::Result<Incoming> {
     listener.set_nonblocking(true)?;
-    let settings = IncomingSettings { max_connections, handshake_deadline: HANDSHAKE_DEADLINE, policy };
+    let settings = IncomingSettings { max_connections, handshake_deadline: HANDSHAKE_DEADLINE, policy, roles };
     Ok(Incoming::new(tokio::net::UnixListener::from_std(listener)?, settings))
 }
 
@@ -166,6 +217,23 @@ async fn settled(lifecycle: Arc<Lifecycle>) {
     if tokio::time::timeout(SETTLE_PATIENCE, settle).await.is_err() {
         tracing::warn!("custody takes its time: the service manager is told to go on without the key");
     }
+}
+
+/// The lease's renewals, and the count of what they cost.
+fn keep_lease(lifecycle: Arc<Lifecycle>, spending: Arc<Spending>) {
+    let renewed = lifecycle.clone();
+    tokio::spawn(async move {
+        // Without it the lease would run out under a daemon that could reach the cloud.
+        while let Err(error) = tokio::spawn(renew(renewed.clone())).await {
+            tracing::error!(%error, "the renewal of the lease failed and is started anew");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    tokio::spawn(async move {
+        while lifecycle.note_spending(&spending).is_some() {
+            tokio::time::sleep(COUNT_EVERY).await;
+        }
+    });
 }
 
 async fn follow_disconnects(custody: CustodyClient, changed: Arc<Notify>) {
@@ -195,22 +263,30 @@ fn sandbox(lockdown: LockdownReport) -> Sandbox {
         keys_locked: false,
         system_calls_filtered: lockdown.sandbox.system_calls == Filtering::On,
         server_can_read_pin: lockdown.sandbox.pin_reachable.unwrap_or(false),
+        uid: rustix::process::geteuid().as_raw(),
     }
 }
 
 fn pages(
     lifecycle: &Arc<Lifecycle>,
+    admin: &Arc<AdminService>,
     requests: &RequestMetrics,
     restarts: Arc<AtomicU32>,
     custody: &CustodyClient,
     sockets: [(&'static str, Arc<ConnectionCounters>); 2],
+    trail: Option<Trail>,
 ) -> Pages {
     let mut metrics = Metrics::new();
     requests.register(metrics.registry());
-    let (source, custody) = (lifecycle.clone(), custody.clone());
+    let (source, custody, admin) = (lifecycle.clone(), custody.clone(), admin.clone());
     state::register(metrics.registry(), move || {
         let mut state = State::of(&source, &custody);
+        state.upstream = cloud_state(admin.status());
         state.custodian_restarts = restarts.load(Ordering::Relaxed).into();
+        state.audit = trail.as_ref().map(|trail| {
+            let Counts { written, lost, failures, failing, .. } = trail.counts();
+            state::Audit { written, lost, failures, failing }
+        });
         state.sockets = sockets.iter().map(|(name, counters)| socket(name, counters)).collect();
         state
     });
@@ -223,6 +299,31 @@ fn pages(
         }
     };
     Pages { metrics, health: Box::new(health) }
+}
+
+/// The same that status shows.
+fn cloud_state(status: GetStatusResponse) -> Option<state::Upstream> {
+    let upstream = status.upstream?;
+    let calls = upstream.calls.into_iter().map(|calls| state::Calls {
+        operation: calls.operation,
+        succeeded: calls.succeeded,
+        failed: calls.failed,
+    });
+    Some(state::Upstream {
+        up: upstream.up,
+        last_contact: upstream.last_contact,
+        lease_remaining: upstream.lease_remaining_seconds,
+        lease_total: upstream.lease_total_seconds,
+        fault_class: (!upstream.up && !upstream.fault_class.is_empty()).then_some(upstream.fault_class),
+        calls: calls.collect(),
+        calls_today: upstream.calls_today,
+        call_budget: upstream.call_budget,
+        cost_today: upstream.cost_today,
+        currency: upstream.currency,
+        not_after: upstream.expiries.into_iter().map(|expiry| (expiry.what, expiry.not_after)).collect(),
+        new_version: !upstream.pending_version.is_empty(),
+        reboot_survives: status.reboot.is_some_and(|reboot| reboot.survives),
+    })
 }
 
 fn socket(name: &'static str, counters: &ConnectionCounters) -> state::Socket {

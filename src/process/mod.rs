@@ -5,10 +5,13 @@
 
 pub mod activation;
 pub mod backoff;
+#[cfg(feature = "cloud")]
+pub mod cloud;
 pub mod config_copy;
 pub mod control;
 pub mod custodian;
 pub mod daemon;
+pub mod egress;
 pub mod hardening;
 mod inherited;
 pub mod once;
@@ -20,3 +23,4 @@ mod signals;
 pub mod spawn;
 pub mod start;
 pub mod supervisor;
+pub mod users;

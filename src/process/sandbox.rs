@@ -1,17 +1,19 @@
-//! What the server can still reach by name: its store's folder, and nothing else. Besides, what it can ask of the kernel.
+//! What the server can still reach by name: its store's folder, and nothing else; in the cloud profile also the way to the
+//! cloud. Besides, what it can ask of the kernel.
 //!
 //! By Landlock and a filter of system calls, which bind the calling thread and those it starts later: confine first, start the runtime afterwards.
 //! Descriptors that are open already stay usable, so sockets come first as well. What stops working: reading
-//! /proc/self, resolving users or hosts, loading locales, and symbols in backtraces.
+//! /proc/self, resolving users (in the local profile also hosts), loading locales, and symbols in backtraces.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, PathBeneath, PathFd, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, PathFd, RestrictionStatus, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
+use super::egress::Egress;
 use super::seccomp::{Filter, Filtering, filter_system_calls};
 
 /// Files, devices, TCP, abstract sockets, signals: what Linux 6.12 and later enforce.
@@ -27,6 +29,8 @@ pub struct SandboxSettings {
     pub seccomp: bool,
     /// What the server must not be able to open; checked, not trusted.
     pub pin: Option<PathBuf>,
+    /// The way to the cloud; `None` in the local profile.
+    pub egress: Option<Egress>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,14 +62,16 @@ pub enum SandboxError {
 
 /// Confines this thread and all that it starts. There is no way back.
 pub fn confine_server(settings: &SandboxSettings) -> Result<SandboxReport, SandboxError> {
-    let confinement = if settings.landlock { restrict(&settings.store)? } else { Confinement::Off };
+    let confinement =
+        if settings.landlock { restrict(&settings.store, settings.egress.as_ref())? } else { Confinement::Off };
     let pin_reachable = settings.pin.as_deref().map(can_be_opened);
     // Last: Landlock takes system calls of its own to set up.
-    let system_calls = filter_system_calls(Filter::Server, settings.seccomp);
+    let filter = if settings.egress.is_some() { Filter::CloudServer } else { Filter::Server };
+    let system_calls = filter_system_calls(filter, settings.seccomp);
     Ok(SandboxReport { confinement, system_calls, pin_reachable })
 }
 
-fn restrict(store: &Path) -> Result<Confinement, SandboxError> {
+fn restrict(store: &Path, egress: Option<&Egress>) -> Result<Confinement, SandboxError> {
     let folder = PathFd::new(store).map_err(|source| SandboxError::Store { folder: store.to_owned(), source })?;
     // Neither executing nor making devices, sockets, pipes or links.
     let store_access = AccessFs::ReadFile
@@ -74,13 +80,23 @@ fn restrict(store: &Path) -> Result<Confinement, SandboxError> {
         | AccessFs::Truncate
         | AccessFs::MakeReg
         | AccessFs::RemoveFile;
-    let status = Ruleset::default()
+    let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(WANTED))?
         .handle_access(AccessNet::from_all(WANTED))?
         .scope(Scope::from_all(WANTED))?
         .create()?
-        .add_rule(PathBeneath::new(folder, store_access))?
-        .restrict_self()?;
+        .add_rule(PathBeneath::new(folder, store_access))?;
+    for path in egress.into_iter().flat_map(|egress| &egress.readable) {
+        // Not every distribution has every file, and credentials may come later, in a folder that is there.
+        let Ok(opened) = PathFd::new(path) else { continue };
+        let access =
+            if path.is_dir() { AccessFs::ReadFile | AccessFs::ReadDir } else { BitFlags::from(AccessFs::ReadFile) };
+        ruleset = ruleset.add_rule(PathBeneath::new(opened, access))?;
+    }
+    for port in egress.into_iter().flat_map(|egress| &egress.ports) {
+        ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
+    }
+    let status = ruleset.restrict_self()?;
     // Connecting to sockets by path is enforced from Linux 7.1 on: as a layer of its own, so that its absence on
     // today's kernels is not reported as a lack.
     Ruleset::default().handle_access(AccessFs::ResolveUnix)?.create()?.restrict_self()?;
@@ -131,7 +147,13 @@ mod tests {
         let socket = folder.path().join("elsewhere.sock");
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let tcp = tcp.local_addr().unwrap();
-        let settings = SandboxSettings { store: store.clone(), landlock: true, seccomp: false, pin: Some(pin.clone()) };
+        let settings = SandboxSettings {
+            store: store.clone(),
+            landlock: true,
+            seccomp: false,
+            pin: Some(pin.clone()),
+            egress: None,
+        };
         confined(&settings, |report| {
             if report.confinement == Confinement::Unavailable {
                 return;
@@ -165,9 +187,44 @@ mod tests {
     }
 
     #[test]
+    fn cloud_profile_opens_the_ports_and_files_it_names_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["store", "cloud"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        for name in ["pin", "cloud/credentials"] {
+            fs::write(at(name), "1234").unwrap();
+        }
+        let [cloud, other] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let [cloud_at, other_at] = [&cloud, &other].map(|listener| listener.local_addr().unwrap());
+        let egress = Egress {
+            ports: vec![cloud_at.port()],
+            readable: vec![at("cloud"), "/etc/hosts".into(), "/nonexistent/on/this/machine".into()],
+        };
+        let (store, pin) = (at("store"), Some(at("pin")));
+        let settings = SandboxSettings { store, landlock: true, seccomp: true, pin, egress: Some(egress) };
+        confined(&settings, |report| {
+            if report.confinement == Confinement::Unavailable {
+                return;
+            }
+            assert_eq!(report.pin_reachable, Some(false));
+            assert_eq!(fs::read(at("cloud/credentials")).unwrap(), b"1234");
+            assert!(fs::read("/etc/hosts").is_ok() && fs::read("/etc/passwd").is_err());
+            assert!(fs::write(at("cloud/credentials"), "").is_err() && fs::write(at("cloud/new"), "").is_err());
+            assert!(std::net::TcpStream::connect(cloud_at).is_ok());
+            if report.confinement == Confinement::Full {
+                let denied = std::net::TcpStream::connect(other_at).unwrap_err();
+                assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
+            }
+        });
+    }
+
+    #[test]
     fn runtime_started_afterwards_works_and_is_confined() {
         let folder = tempfile::tempdir().unwrap();
-        let settings = SandboxSettings { store: folder.path().to_owned(), landlock: true, seccomp: true, pin: None };
+        let settings =
+            SandboxSettings { store: folder.path().to_owned(), landlock: true, seccomp: true, pin: None, egress: None };
         confined(&settings, |report| {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             let read = runtime.block_on(async {
@@ -183,8 +240,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let pin = folder.path().join("pin");
         fs::write(&pin, "1234").unwrap();
-        let settings =
-            SandboxSettings { store: folder.path().to_owned(), landlock: false, seccomp: false, pin: Some(pin) };
+        let settings = SandboxSettings {
+            store: folder.path().to_owned(),
+            landlock: false,
+            seccomp: false,
+            pin: Some(pin),
+            egress: None,
+        };
         let report = confine_server(&settings).unwrap();
         let expected =
             SandboxReport { confinement: Confinement::Off, system_calls: Filtering::Off, pin_reachable: Some(true) };
@@ -193,7 +255,8 @@ mod tests {
 
     #[test]
     fn missing_store_is_an_error_that_says_what_to_do() {
-        let settings = SandboxSettings { store: "/nonexistent".into(), landlock: true, seccomp: false, pin: None };
+        let settings =
+            SandboxSettings { store: "/nonexistent".into(), landlock: true, seccomp: false, pin: None, egress: None };
         let error = std::thread::scope(|scope| scope.spawn(|| confine_server(&settings)).join().unwrap()).unwrap_err();
         assert!(error.to_string().contains("keystead init"));
     }

@@ -16,6 +16,8 @@ use seccompiler::{
 pub enum Filter {
     /// Starts no process, makes no socket, changes no identity.
     Server,
+    /// As `Server`, but it may make internet sockets and connect them: the cloud profile's.
+    CloudServer,
     /// A module may start programs, open sockets and use the kernel's keyrings; it may not change the machine, look into
     /// other processes or use what kernel exploits are made of.
     Custodian,
@@ -57,8 +59,28 @@ pub fn filter_system_calls(filter: Filter, wanted: bool) -> Filtering {
 fn apply(filter: Filter) -> Result<(), FilterError> {
     let mut denied: BTreeMap<c_long, Vec<SeccompRule>> = BTreeMap::new();
     deny(&mut denied, EVERYWHERE);
-    if filter == Filter::Server {
+    if filter != Filter::Custodian {
         deny(&mut denied, SERVER);
+        deny(&mut denied, NETWORK);
+        if filter == Filter::CloudServer {
+            denied.remove(&libc::SYS_connect);
+            // An internet socket leads out by Landlock's ports; any other family leads to this machine's services.
+            let other = |family: libc::c_int| {
+                SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family.unsigned_abs().into())
+            };
+            let rule = SeccompRule::new(vec![other(libc::AF_INET)?, other(libc::AF_INET6)?])?;
+            denied.insert(libc::SYS_socket, vec![rule]);
+        }
+        // One of a pair of datagram sockets could be sent from to any other of its family. Streams cannot.
+        let datagram = SeccompCondition::new(
+            1,
+            SeccompCmpArgLen::Dword,
+            // The bits above are flags.
+            SeccompCmpOp::MaskedEq(0xf),
+            libc::SOCK_DGRAM.unsigned_abs().into(),
+        )?;
+        deny(&mut denied, &[libc::SYS_socketpair]);
+        denied.insert(libc::SYS_socketpair, vec![SeccompRule::new(vec![datagram])?]);
         // A thread is a clone that shares its caller's thread group; anything else is a process or a namespace.
         let thread = libc::CLONE_THREAD as u64;
         let no_thread = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), 0)?;
@@ -161,10 +183,7 @@ const SERVER: &[c_long] = &[
     libc::SYS_fork,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_vfork,
-    // New sockets, of any family: what Landlock leaves open (UDP, and sockets by path before Linux 7.1). It has all it
-    // needs; pairs stay possible, and lead nowhere without `connect`.
-    libc::SYS_socket,
-    libc::SYS_connect,
+    // It has all the listeners it needs.
     libc::SYS_bind,
     libc::SYS_listen,
     // The kernel's keyrings.
@@ -187,6 +206,10 @@ const SERVER: &[c_long] = &[
     libc::SYS_mknod,
     libc::SYS_mknodat,
 ];
+
+/// Denied to the server that has no cloud: new sockets, of any family. Closes what Landlock leaves open (UDP, and sockets
+/// by path before Linux 7.1). Pairs of streams stay possible, and lead nowhere.
+const NETWORK: &[c_long] = &[libc::SYS_socket, libc::SYS_connect];
 
 #[cfg(test)]
 mod tests {
@@ -227,22 +250,49 @@ mod tests {
             assert!(std::net::TcpStream::connect(tcp.local_addr().unwrap()).is_err());
             assert!(std::os::unix::net::UnixStream::connect("/run/any.sock").is_err());
             assert!(std::os::unix::net::UnixStream::pair().is_ok());
-            let pair = std::os::unix::net::UnixDatagram::pair().unwrap().0;
-            assert_eq!(pair.connect("/run/any.sock").unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+            assert!(std::os::unix::net::UnixDatagram::pair().is_err());
         });
         assert_eq!(client.read(&mut [0]).unwrap(), 1);
     }
 
     #[test]
-    fn server_s_runtime_works_behind_the_filter() {
-        filtered(Filter::Server, || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            runtime.block_on(async {
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-                let execs = tokio::spawn(async { std::process::Command::new("/bin/true").spawn().is_ok() });
-                assert!(!execs.await.unwrap(), "the workers are filtered, too");
-            });
+    fn cloud_server_connects_by_internet_sockets_only() {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("local.sock");
+        let _local = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        filtered(Filter::CloudServer, || {
+            assert!(std::net::TcpStream::connect(tcp.local_addr().unwrap()).is_ok());
+            // A C library asks by datagrams, which need no `bind`.
+            let udp = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
+            assert!(udp.is_ok());
+            assert!(std::net::TcpListener::bind("127.0.0.1:0").is_err());
+            assert!(std::os::unix::net::UnixStream::connect(&path).is_err());
+            assert!(std::os::unix::net::UnixStream::pair().is_ok());
+            assert!(std::os::unix::net::UnixDatagram::pair().is_err());
+            for family in [rustix::net::AddressFamily::NETLINK, rustix::net::AddressFamily::PACKET] {
+                assert_eq!(rustix::net::socket(family, rustix::net::SocketType::RAW, None).err(), Some(Errno::PERM));
+            }
+            assert!(std::process::Command::new("/bin/true").spawn().is_err());
+            assert!(
+                std::net::ToSocketAddrs::to_socket_addrs("localhost:1").is_ok_and(|mut found| found.next().is_some())
+            );
         });
+    }
+
+    #[test]
+    fn server_s_runtime_works_behind_the_filter() {
+        for filter in [Filter::Server, Filter::CloudServer] {
+            filtered(filter, || {
+                let mut runtime = tokio::runtime::Builder::new_multi_thread();
+                let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+                runtime.block_on(async {
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                    let execs = tokio::spawn(async { std::process::Command::new("/bin/true").spawn().is_ok() });
+                    assert!(!execs.await.unwrap(), "the workers are filtered, too");
+                });
+            });
+        }
     }
 
     #[test]
@@ -255,7 +305,7 @@ mod tests {
 
     #[test]
     fn both_are_refused_what_changes_the_machine_or_looks_into_others() {
-        for filter in [Filter::Server, Filter::Custodian] {
+        for filter in [Filter::Server, Filter::CloudServer, Filter::Custodian] {
             filtered(filter, || {
                 assert_eq!(rustix::system::sethostname(b"x"), Err(Errno::PERM));
                 assert_eq!(rustix::process::chroot("/"), Err(Errno::PERM));

@@ -15,6 +15,7 @@ use super::config_copy::ConfigCopy;
 use super::control::ControlServerEnd;
 use super::hardening::{Hardening, Role, harden};
 use super::sandbox::{SandboxError, SandboxReport, SandboxSettings, confine_server};
+use super::users::{User, UserError};
 use super::{inherited, signals, spawn};
 
 pub use orders::follow_orders;
@@ -86,6 +87,12 @@ pub fn begin() -> io::Result<ServerParts> {
 }
 
 impl ServerParts {
+    /// Becomes the server's own user. Before [`Self::run`], and before anything is opened by name.
+    pub fn switch_to(&mut self, user: &User) -> Result<(), UserError> {
+        self.hardening = user.become_for_good(Role::Server)?;
+        Ok(())
+    }
+
     /// Confines the process and runs `serve` on a fresh runtime of `workers` threads until it returns.
     ///
     /// `serve` gets what it needs to wire the rooms: the listeners, the control channel and the report. Everything that

@@ -32,8 +32,11 @@ const KEPT: &[&str] = &["PATH", "LANG", "TZ", "RUST_BACKTRACE"];
 /// Where the service manager put the PIN. The server gets it, too: to try, and to find that it cannot read there.
 pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// Fault injection reaches the children only in builds made for it.
-const KEPT_FOR_TESTS: &[&str] =
-    if cfg!(feature = "failpoints") { &["FAILPOINTS", "KEYSTEAD_KILL_AT", "LD_PRELOAD", "FAKETIME"] } else { &[] };
+const KEPT_FOR_TESTS: &[&str] = if cfg!(feature = "failpoints") {
+    &["FAILPOINTS", "KEYSTEAD_KILL_AT", "LD_PRELOAD", "FAKETIME", "FAKETIME_DONT_FAKE_MONOTONIC"]
+} else {
+    &[]
+};
 
 /// Starts a custodian, and gives the connection to it. Closing that connection ends it; see [`end_custodian`].
 ///
@@ -70,6 +73,8 @@ pub fn spawn_server(descriptors: ServerDescriptors, config: &ConfigCopy) -> io::
     fds.extend(descriptors.metrics.map(|parent_fd| FdMapping { parent_fd, child_fd: METRICS_FD }));
     let mut command = command(SERVER);
     keep(&mut command, &[CREDENTIALS]);
+    #[cfg(feature = "cloud")]
+    keep(&mut command, super::cloud::PLATFORM_VARIABLES);
     spawn(command, fds)
 }
 

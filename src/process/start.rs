@@ -1,16 +1,22 @@
 //! From a configuration to a running process: what `serve` and its two hidden siblings begin with.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::config_copy::ConfigCopy;
+use super::daemon::{self, CloudParts};
+use super::egress::Egress;
+use super::hardening::Role;
 use super::sandbox::SandboxSettings;
-use super::seccomp::{Filter, filter_system_calls};
+use super::seccomp::{Filter, Filtering, filter_system_calls};
 use super::server::ServerError;
 use super::spawn::CREDENTIALS;
 use super::supervisor::{Outcome, SupervisorError, SupervisorSettings, supervise};
-use super::{custodian, daemon, server};
-use crate::config::{ConfigError, Settings, Site, Source};
+use super::users::UserError;
+use super::{custodian, server};
+use crate::audit;
+use crate::config::{ConfigError, Settings, Site, Source, UpstreamTable};
+use crate::custody::contract::ProcessReport;
 use crate::custody::settings::PinSource;
 use crate::custody::worker::{self, WorkerError};
 use crate::memory;
@@ -30,6 +36,8 @@ pub enum StartError {
     #[error(transparent)]
     Log(#[from] AlreadySetUp),
     #[error(transparent)]
+    Users(#[from] UserError),
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Supervisor(#[from] SupervisorError),
@@ -41,12 +49,28 @@ pub enum StartError {
     ServerCannotStart,
     #[error("a process had to be killed at shutdown")]
     Forced,
+    #[cfg(feature = "cloud")]
+    #[error(transparent)]
+    Cloud(#[from] super::cloud::CloudError),
+    #[cfg(not(feature = "cloud"))]
+    #[error(
+        "the configuration has an [upstream], and this build has no cloud in it: install one with the feature `cloud`"
+    )]
+    NoCloud,
 }
 
 impl StartError {
     /// Whether trying again before somebody has changed something is of no use.
     pub fn needs_a_person(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Store(_) | Self::Server(ServerError::Sandbox(_)))
+        #[cfg(not(feature = "cloud"))]
+        if matches!(self, Self::NoCloud) {
+            return true;
+        }
+        #[cfg(feature = "cloud")]
+        if matches!(self, Self::Cloud(_)) {
+            return true;
+        }
+        matches!(self, Self::Config(_) | Self::Users(_) | Self::Store(_) | Self::Server(ServerError::Sandbox(_)))
     }
 }
 
@@ -58,6 +82,10 @@ pub fn config_copy(source: &Source) -> ConfigCopy {
 /// The supervisor. Returns when the daemon has ended.
 pub fn serve(settings: &Settings, source: &Source) -> Result<(), StartError> {
     log::init(settings.log)?;
+    if let Some(users) = &settings.users {
+        // Here, where an error still reaches whoever starts the daemon.
+        users.prepare(&settings.store.path, &settings.custody.latch_folder)?;
+    }
     let outcome = supervise(SupervisorSettings {
         kms: settings.kms.socket.clone(),
         admin: settings.admin.socket.clone(),
@@ -76,36 +104,76 @@ pub fn serve(settings: &Settings, source: &Source) -> Result<(), StartError> {
 
 /// The server. Returns when it was told to end and has drained.
 pub fn server() -> Result<(), StartError> {
-    let parts = server::begin()?;
+    let mut parts = server::begin()?;
+    // While it is still the supervisor's user: defaults of the configuration depend on whose daemon it is.
     let settings = inherited_settings(&parts.config)?;
     log::init(settings.log)?;
+    if let Some(users) = &settings.users {
+        parts.switch_to(&users.server)?;
+    }
     // Before the sandbox: it may have to be made, and Landlock rules name folders that exist.
     let store = Store::open(&settings.store.path)?;
+    if let Some(audit) = &settings.audit {
+        // Where that fails, opening the trail does, too, and says so.
+        let _ = audit::make_folder(&audit.folder);
+    }
+    let pin = match &settings.custody.pin {
+        PinSource::File(path) => Some(path.clone()),
+        PinSource::Credential(name) => std::env::var_os(CREDENTIALS).map(|folder| PathBuf::from(folder).join(name)),
+    };
     let sandbox = SandboxSettings {
         store: settings.store.path.clone(),
         landlock: settings.sandbox.landlock,
         seccomp: settings.sandbox.seccomp,
-        pin: match &settings.custody.pin {
-            PinSource::File(path) => Some(path.clone()),
-            PinSource::Credential(name) => std::env::var_os(CREDENTIALS).map(|folder| PathBuf::from(folder).join(name)),
-        },
+        egress: settings.upstream.as_ref().map(|table| egress(table, pin.as_deref())).transpose()?,
+        pin,
     };
+    let cloud = settings.upstream.as_ref().map(cloud_parts).transpose()?;
     let served = parts.run(&sandbox, SERVER_THREADS, |listeners, control, lockdown| {
-        daemon::run(settings, store, listeners, control, lockdown)
+        daemon::run(settings, cloud, store, listeners, control, lockdown)
     })?;
     Ok(served?)
 }
 
+/// The way to the cloud, for the sandbox to leave open.
+#[cfg(feature = "cloud")]
+fn egress(table: &UpstreamTable, pin: Option<&Path>) -> Result<Egress, StartError> {
+    Ok(Egress::of(table, super::cloud::token_file(table).as_deref(), pin))
+}
+
+#[cfg(feature = "cloud")]
+fn cloud_parts(table: &UpstreamTable) -> Result<CloudParts, StartError> {
+    Ok(super::cloud::parts(table)?)
+}
+
+#[cfg(not(feature = "cloud"))]
+fn cloud_parts(_: &UpstreamTable) -> Result<CloudParts, StartError> {
+    Err(StartError::NoCloud)
+}
+
+#[cfg(not(feature = "cloud"))]
+fn egress(_: &UpstreamTable, _: Option<&Path>) -> Result<Egress, StartError> {
+    Err(StartError::NoCloud)
+}
+
 /// The custodian. Returns when its server is gone.
 pub fn custodian() -> Result<(), StartError> {
-    let parts = custodian::begin()?;
+    let mut parts = custodian::begin()?;
     let settings = inherited_settings(&parts.config)?;
     log::init(settings.log)?;
+    if let Some(users) = &settings.users {
+        parts.hardening = users.custodian.become_for_good(Role::Custodian)?;
+    }
     // Before the module is loaded.
     let system_calls = filter_system_calls(Filter::Custodian, settings.sandbox.seccomp);
-    tracing::debug!(?system_calls, "sandbox");
+    let report = ProcessReport {
+        uid: rustix::process::geteuid().as_raw(),
+        no_new_privs: parts.hardening.no_new_privs,
+        dumpable: parts.hardening.dumpable,
+        system_calls_filtered: system_calls == Filtering::On,
+    };
     memory::release_startup_code();
-    worker::run(parts.stream, settings.custody)?;
+    worker::run(parts.stream, report, settings.custody)?;
     Ok(())
 }
 

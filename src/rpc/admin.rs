@@ -1,31 +1,42 @@
 //! The admin service: what the command line asks of a running daemon. Peers are checked before a request comes here.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use futures_util::Stream;
 use keystead_core::RootKind;
 use keystead_core::availability::Availability;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{GenerationState, Keyring};
+use keystead_core::reason::Reason;
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Custody, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse,
-    RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress,
-    RotateRequest, Sandbox,
+    Audit, AuditLine, CustodianProcess, Custody, ExtendLeaseRequest, ExtendLeaseResponse, Generation, GetStatusRequest,
+    GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse, QueryAuditRequest, RecordScanRequest,
+    RecordScanResponse, RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root,
+    RotateProgress, RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
 };
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::status_map::{rescue_error, rotation_error};
+use super::audited::AdminAudit;
+use super::status_map::{extend_error, rescue_error, rotation_error, scan_error};
+use super::{outlook, scan, upstream};
+use crate::audit::Trail;
+use crate::audit::query::{Filter, query_last};
+use crate::audit::verify::{Verified, VerifyError};
 use crate::memory;
+use crate::service::explain::explain;
 use crate::service::keys::Keys;
 use crate::service::lifecycle::{CustodyState, Lifecycle};
+use crate::service::notices;
+use crate::service::rescue::Rescued;
 use crate::service::rotation::RotationStep;
+use crate::service::spending::Spending;
 
 /// What the process knows and the rooms below do not.
 #[derive(Debug, Clone)]
@@ -35,17 +46,93 @@ pub struct DaemonFacts {
     pub custodian_restarts: Arc<AtomicU32>,
     /// Where metrics are served, if they are.
     pub metrics_address: String,
+    /// What the cloud was called for; `None` in the local profile.
+    pub spending: Option<Arc<Spending>>,
 }
 
 /// Serves the admin socket.
 pub struct AdminService {
     lifecycle: Arc<Lifecycle>,
     facts: DaemonFacts,
+    audit: AdminAudit,
 }
 
 impl AdminService {
-    pub fn new(lifecycle: Arc<Lifecycle>, facts: DaemonFacts) -> Self {
-        Self { lifecycle, facts }
+    pub fn new(lifecycle: Arc<Lifecycle>, facts: DaemonFacts, audit: AdminAudit) -> Self {
+        Self { lifecycle, facts, audit }
+    }
+
+    /// The daemon as it is now. Blocks on nothing.
+    pub fn status(&self) -> GetStatusResponse {
+        let serving = self.lifecycle.keys().serving();
+        let settings = self.lifecycle.settings();
+        let mut status = GetStatusResponse {
+            version: env!("CARGO_PKG_VERSION").into(),
+            keyring: settings.keyring.to_string(),
+            node: settings.node.to_string(),
+            availability: match serving.availability {
+                Availability::Sealed(_) => "sealed",
+                Availability::Online => "online",
+                Availability::Degraded { .. } => "degraded",
+                Availability::Expired => "expired",
+                Availability::Revoked { .. } => "revoked",
+                Availability::Disabled => "disabled",
+            }
+            .into(),
+            reason: serving.reason.clone(),
+            custody: Some(self.custody(self.lifecycle.custody_state())),
+            metrics_address: self.facts.metrics_address.clone(),
+            uptime_seconds: self.facts.started.elapsed().as_secs(),
+            sandbox: Some(Sandbox { keys_locked: memory::keys_locked(), ..self.facts.sandbox }),
+            audit: self.audit.trail().map(audit),
+            ..GetStatusResponse::default()
+        };
+        status.warnings.extend(status.audit.as_ref().filter(|audit| audit.failing).map(|audit| {
+            let meanwhile =
+                if audit.stops { "what cannot be recorded is refused" } else { "what is done is not recorded" };
+            format!("the audit trail cannot be written: {meanwhile}. Free some space; the log says why")
+        }));
+        if let Some(keys) = &serving.keys {
+            let keyring = &keys.keyring;
+            status.epoch = keyring.epoch;
+            status.store_revision = keyring.revision;
+            status.generations = count(keyring.generations.len());
+            status.generations_loaded = count(keys.loaded());
+            if let Some(active) = keyring.active() {
+                status.active_key_id = active.key_id.to_string();
+                status.active_generation = active.number.0;
+                status.durable_roots = active.wraps.iter().map(|wrap| wrap.root_kind.to_string()).collect();
+            }
+            status.scan = scan::shown(keyring);
+            let known = warnings(keyring, &status);
+            status.warnings.extend(known);
+            let faults = keys.slots().filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
+            status.warnings.extend(
+                faults.map(|(number, fault)| format!("generation {number} cannot be opened by custody: {fault}")),
+            );
+            if self.lifecycle.is_in_debt() {
+                status.warnings.push(notices::UNSETTLED.into());
+            }
+        }
+        status.upstream = self.facts.spending.as_ref().and_then(|spending| {
+            let view = self.lifecycle.cloud_view(spending)?;
+            if view.spent.over_budget() {
+                status.warnings.push(format!(
+                    "the cloud was called {} times in 24 hours, more than upstream.daily_call_budget ({})",
+                    view.spent.calls, view.spent.budget
+                ));
+            }
+            if view.report.unstored {
+                status.warnings.push(
+                    "the store does not hold yet what the cloud said last (the log says why): do not put older files back \
+                     into it, and do not restart if it can wait"
+                        .into(),
+                );
+            }
+            Some(upstream::describe(view))
+        });
+        outlook::explain(&mut status);
+        status
     }
 
     fn custody(&self, state: CustodyState) -> Custody {
@@ -53,6 +140,12 @@ impl AdminService {
             state: state.name().to_owned(),
             detail: state.fault.as_ref().map(ToString::to_string).unwrap_or_default(),
             restarts: self.facts.custodian_restarts.load(Ordering::Relaxed),
+            process: self.lifecycle.custodian_process().map(|process| CustodianProcess {
+                uid: process.uid,
+                no_new_privs: process.no_new_privs,
+                dumpable: process.dumpable,
+                system_calls_filtered: process.system_calls_filtered,
+            }),
             ..Custody::default()
         };
         if let Some(description) = state.description {
@@ -72,50 +165,7 @@ impl AdminService {
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn get_status(&self, _request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
-        let serving = self.lifecycle.keys().serving();
-        let settings = self.lifecycle.settings();
-        let mut status = GetStatusResponse {
-            version: env!("CARGO_PKG_VERSION").into(),
-            keyring: settings.keyring.to_string(),
-            node: settings.node.to_string(),
-            availability: match serving.availability {
-                Availability::Sealed(_) => "sealed",
-                Availability::Online => "online",
-                Availability::Degraded { .. } => "degraded",
-            }
-            .into(),
-            reason: serving.reason.clone(),
-            custody: Some(self.custody(self.lifecycle.custody_state())),
-            metrics_address: self.facts.metrics_address.clone(),
-            uptime_seconds: self.facts.started.elapsed().as_secs(),
-            sandbox: Some(Sandbox { keys_locked: memory::keys_locked(), ..self.facts.sandbox }),
-            ..GetStatusResponse::default()
-        };
-        if let Some(keys) = &serving.keys {
-            let keyring = &keys.keyring;
-            status.epoch = keyring.epoch;
-            status.store_revision = keyring.revision;
-            status.generations = count(keyring.generations.len());
-            status.generations_loaded = count(keys.loaded());
-            if let Some(active) = keyring.active() {
-                status.active_key_id = active.key_id.to_string();
-                status.active_generation = active.number.0;
-                status.durable_roots = active.wraps.iter().map(|wrap| wrap.root_kind.to_string()).collect();
-            }
-            status.warnings = warnings(keyring, &status);
-            let faults = keys.slots().filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
-            status.warnings.extend(
-                faults.map(|(number, fault)| format!("generation {number} cannot be opened by custody: {fault}")),
-            );
-            if self.lifecycle.is_in_debt() {
-                status.warnings.push(
-                    "a change of the key is not settled yet (the log says why): do not put older files back into the store, and \
-                     do not restart if it can wait"
-                        .into(),
-                );
-            }
-        }
-        Ok(Response::new(status))
+        Ok(Response::new(self.status()))
     }
 
     async fn list_generations(
@@ -131,9 +181,13 @@ impl Admin for AdminService {
         Ok(Response::new(ListGenerationsResponse { generations }))
     }
 
-    type RotateStream = Pin<Box<dyn Stream<Item = Result<RotateProgress, Status>> + Send>>;
-
-    async fn rotate(&self, _request: Request<RotateRequest>) -> Result<Response<Self::RotateStream>, Status> {
+    async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<BoxStream<RotateProgress>>, Status> {
+        let force = match request.get_ref().force.as_str() {
+            "" => None,
+            reason => Some(reason.parse::<Reason>().map_err(|error| Status::invalid_argument(error.to_string()))?),
+        };
+        let details = force.as_ref().map_or_else(|| json!({}), |reason| json!({"force": reason.to_string()}));
+        let audited = self.audit.intent("rotate", &request, details).await?;
         let (sender, receiver) = mpsc::channel(4);
         let lifecycle = self.lifecycle.clone();
         // A task of its own: a client that hangs up does not stop a rotation half-way.
@@ -147,8 +201,9 @@ impl Admin for AdminService {
                 };
                 let _ = sender.try_send(Ok(RotateProgress { step: step.into(), generation: None }));
             };
-            let outcome = lifecycle.rotate(progress).await;
-            let last = outcome.map_err(|error| rotation_error(&error)).map(|generation| {
+            let outcome = lifecycle.rotate(force, progress).await.map_err(|error| rotation_error(&error));
+            let made = |generation: &keystead_core::keyring::Generation| json!({"generation": generation.number.0, "key_id": generation.key_id.as_str()});
+            let last = audited.outcome(outcome, made).await.map(|generation| {
                 let serving = lifecycle.keys().serving();
                 let generation = serving.keys.as_ref().map(|keys| describe(keys, &generation));
                 RotateProgress { step: "activated".into(), generation }
@@ -161,7 +216,10 @@ impl Admin for AdminService {
     async fn rescue(&self, request: Request<RescueRequest>) -> Result<Response<RescueResponse>, Status> {
         let key = P256PublicKey::from_pem(&request.get_ref().recovery_key)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let rescued = self.lifecycle.rescue(&key).map_err(|error| rescue_error(&error))?;
+        let audited = self.audit.intent("rescue", &request, json!({"to": key.recovery_root_id().to_string()})).await?;
+        let rescued = self.lifecycle.rescue(&key).map_err(|error| rescue_error(&error));
+        let count = |rescued: &Rescued| json!({"generations": rescued.file.generations.len()});
+        let rescued = audited.outcome(rescued, count).await?;
         Ok(Response::new(RescueResponse {
             file: rescued.file.to_bytes(),
             rescued: rescued.file.generations.iter().map(|generation| generation.key_id.to_string()).collect(),
@@ -169,16 +227,131 @@ impl Admin for AdminService {
         }))
     }
 
+    async fn record_scan(&self, request: Request<RecordScanRequest>) -> Result<Response<RecordScanResponse>, Status> {
+        let audited = self.audit.intent("record-scan", &request, json!({})).await?;
+        let findings = scan::findings(request.into_inner(), self.lifecycle.settings().keyring.as_str())?;
+        let lifecycle = self.lifecycle.clone();
+        // A task of its own: a client that hangs up leaves nothing half settled.
+        let kept = tokio::spawn(async move { lifecycle.record_scan(findings).await })
+            .await
+            .map_err(|_| Status::internal("the change was broken off"))
+            .and_then(|kept| kept.map_err(|error| scan_error(&error)));
+        let keyring = audited.outcome(kept, |keyring: &Keyring| json!({"store_revision": keyring.revision})).await?;
+        Ok(Response::new(RecordScanResponse { scan: scan::shown(&keyring) }))
+    }
+
     async fn restart_custodian(
         &self,
-        _request: Request<RestartCustodianRequest>,
+        request: Request<RestartCustodianRequest>,
     ) -> Result<Response<RestartCustodianResponse>, Status> {
+        let audited = self.audit.intent("restart-custodian", &request, json!({})).await?;
         let lifecycle = self.lifecycle.clone();
         // A task of its own: a client that hangs up leaves no custodian half replaced.
         let state = tokio::spawn(async move { lifecycle.restart_custodian().await })
             .await
-            .map_err(|_| Status::internal("the restart was broken off"))?;
+            .map_err(|_| Status::internal("the restart was broken off"));
+        let state = audited.outcome(state, |state: &CustodyState| json!({"custody": state.name()})).await?;
         Ok(Response::new(RestartCustodianResponse { custody: Some(self.custody(state)) }))
+    }
+
+    async fn extend_lease(
+        &self,
+        request: Request<ExtendLeaseRequest>,
+    ) -> Result<Response<ExtendLeaseResponse>, Status> {
+        let audited = self.audit.intent("extend-lease", &request, json!({})).await?;
+        let lifecycle = self.lifecycle.clone();
+        let grant = request.into_inner().grant;
+        // A task of its own: a client that hangs up does not leave a grant half applied.
+        let left = tokio::spawn(async move { lifecycle.extend_lease(&grant).await })
+            .await
+            .map_err(|_| Status::internal("the grant was broken off"))
+            .and_then(|left| left.map_err(|error| extend_error(&error)));
+        let left = audited.outcome(left, |left| json!({"lease_remaining_seconds": left.as_secs()})).await?;
+        Ok(Response::new(ExtendLeaseResponse { lease_remaining_seconds: left.as_secs() }))
+    }
+
+    async fn verify_audit(
+        &self,
+        _request: Request<VerifyAuditRequest>,
+    ) -> Result<Response<VerifyAuditResponse>, Status> {
+        let trail = recorded(&self.audit)?;
+        // What was written since the last one is vouched for first; a line that was changed breaks the chain before it.
+        let _ = trail.checkpoint().await;
+        let read = trail.clone();
+        let outcome = tokio::task::spawn_blocking(move || read.verify())
+            .await
+            .map_err(|_| Status::internal("the audit trail could not be read to its end"))?;
+        Ok(Response::new(verified(outcome, &trail)))
+    }
+
+    async fn query_audit(&self, request: Request<QueryAuditRequest>) -> Result<Response<BoxStream<AuditLine>>, Status> {
+        let trail = recorded(&self.audit)?;
+        let limit = usize::try_from(request.get_ref().limit).unwrap_or(usize::MAX);
+        let filter = filter(request.into_inner());
+        // What waits for the writer is asked for, too.
+        let _ = trail.checkpoint().await;
+        let (sender, receiver) = mpsc::channel(64);
+        tokio::task::spawn_blocking(move || {
+            // A client that hangs up ends the reading.
+            let send = |line: String| sender.blocking_send(Ok(AuditLine { json: line })).is_ok();
+            if let Err(error) = query_last(trail.folder(), &filter, limit, send) {
+                let _ =
+                    sender.blocking_send(Err(Status::unavailable(format!("the audit trail cannot be read: {error}"))));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+fn audit(trail: &Trail) -> Audit {
+    let counts = trail.counts();
+    Audit {
+        last: counts.sequence,
+        lost: counts.lost,
+        failing: counts.failing,
+        stops: trail.stops(),
+        requests: trail.wants_requests(),
+    }
+}
+
+/// The trail, or why there is none.
+fn recorded(audit: &AdminAudit) -> Result<Trail, Status> {
+    let off =
+        || Status::failed_precondition("there is no audit trail: it is off (audit.level), or could not be opened");
+    audit.trail().cloned().ok_or_else(off)
+}
+
+fn verified(outcome: Result<Verified, VerifyError>, trail: &Trail) -> VerifyAuditResponse {
+    let answer = VerifyAuditResponse {
+        lost: trail.counts().lost,
+        folder: trail.folder().display().to_string(),
+        ..VerifyAuditResponse::default()
+    };
+    match outcome {
+        Err(error) => VerifyAuditResponse { problem: explain(&error), ..answer },
+        Ok(verified) => VerifyAuditResponse {
+            intact: true,
+            files: verified.files as u64,
+            lines: verified.lines,
+            first: verified.first,
+            last: verified.end.sequence,
+            checkpoint: verified.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.seq),
+            checkpoint_time: verified.checkpoint.map(|checkpoint| checkpoint.time).unwrap_or_default(),
+            ..answer
+        },
+    }
+}
+
+fn filter(request: QueryAuditRequest) -> Filter {
+    let time = |seconds: u64| (seconds > 0).then(|| UNIX_EPOCH + Duration::from_secs(seconds));
+    let text = |text: String| (!text.is_empty()).then_some(text);
+    Filter {
+        since: time(request.since),
+        until: time(request.until),
+        action: text(request.action),
+        outcome: text(request.outcome),
+        uid: request.uid,
+        generation: request.generation,
     }
 }
 
@@ -203,6 +376,8 @@ fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Gen
         decrypts: slot.map_or(0, |slot| slot.decrypts.load(Ordering::Relaxed)),
         // Retired generations of a recovered store may carry more roots than an annotation holds.
         annotation: generation.annotation().unwrap_or_default(),
+        objects: keys.keyring.scan.as_ref().and_then(|scan| scan.objects(generation.number)),
+        forced: generation.forced.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 
@@ -213,9 +388,16 @@ fn root(wrap: &WrappedKek) -> Root {
         Ok(Construction::RsaOaep { .. }) => "rsa-oaep",
         Ok(Construction::TpmEcdh { .. }) => "tpm-ecdh-p256",
         Ok(Construction::TpmRsaOaep { .. }) => "tpm-rsa-oaep",
+        // Its inside is the cloud's affair.
+        Err(_) if wrap.root_kind.is_upstream() => "cloud",
         Err(_) => "unknown",
     };
-    Root { kind: wrap.root_kind.to_string(), id: wrap.root_id.to_string(), construction: construction.into() }
+    let id = match wrap.root_kind.is_upstream() {
+        // As the cloud's console shows it.
+        true => String::from_utf8_lossy(wrap.root_id.as_bytes()).into_owned(),
+        false => wrap.root_id.to_string(),
+    };
+    Root { kind: wrap.root_kind.to_string(), id, construction: construction.into() }
 }
 
 /// What an operator should know although everything works.
@@ -225,27 +407,24 @@ fn warnings(keyring: &Keyring, status: &GetStatusResponse) -> Vec<String> {
         && active.wraps.len() == 1
         && active.wraps.iter().all(|wrap| wrap.root_kind != RootKind::Recovery)
     {
-        warnings.push(
-            "the keyring hangs on one durable root: if this token is lost, every Secret is lost. \
-             Only a new keyring can have a second one: `keystead init --recovery PUBKEY`"
-                .into(),
-        );
+        warnings.push(notices::ONE_ROOT.into());
+        let root = if active.upstream_wrap().is_some() { "cloud key" } else { "token" };
+        warnings.push(format!(
+            "the keyring hangs on one durable root: if this {root} is lost, every Secret is lost. Only a new keyring can have \
+             a second one: `keystead init --recovery PUBKEY`"
+        ));
     }
     if status.custody.as_ref().is_some_and(|custody| custody.manufacturer.starts_with("SoftHSM")) {
-        warnings.push(
-            "SoftHSM keeps its keys in files: whoever copies them with the PIN has the keys, and restoring them \
-             undoes rollback protection. Use a hardware token in production"
-                .into(),
-        );
+        warnings.push(notices::SOFTHSM.into());
     }
     if status.sandbox.as_ref().is_some_and(|sandbox| !sandbox.keys_locked) {
-        warnings.push("key pages are not locked into memory: raise LimitMEMLOCK (ulimit -l)".into());
+        warnings.push(notices::KEYS_NOT_LOCKED.into());
     }
     if status.sandbox.as_ref().is_some_and(|sandbox| sandbox.server_can_read_pin) {
-        warnings.push("the server process can read the PIN file: enable sandbox.landlock".into());
+        warnings.push(notices::PIN_READABLE.into());
     }
     if keyring.rotation.is_some() {
-        warnings.push("a rotation was cut off; it is settled at the next start or rotation".into());
+        warnings.push(notices::ROTATION_CUT_OFF.into());
     }
     warnings
 }

@@ -17,6 +17,7 @@ use tokio_stream::Stream;
 
 use super::connection::Connection;
 use super::peer::{Peer, PeerPolicy};
+use super::roles::RolePolicy;
 
 /// SETTINGS (empty), then GOAWAY with ENHANCE_YOUR_CALM: a gRPC client shows the text to whoever reads its errors.
 const REFUSAL: &[u8] = b"\0\0\0\x04\0\0\0\0\0\
@@ -33,6 +34,8 @@ pub struct IncomingSettings {
     /// admitted: it can be told no and nothing else, and must not hold a slot for ever.
     pub handshake_deadline: Duration,
     pub policy: PeerPolicy,
+    /// What those who come in may do; the default, on the KMS socket, makes no difference between them.
+    pub roles: RolePolicy,
 }
 
 /// What happened on one socket since it was opened; `open` is how many are connected now.
@@ -77,7 +80,7 @@ impl Incoming {
             return None;
         };
         let caller = match Peer::of(&stream) {
-            Ok(peer) => self.settings.policy.judge(&peer),
+            Ok(peer) => self.settings.policy.judge(&peer, &self.settings.roles),
             Err(error) => {
                 tracing::warn!(%error, "a peer's credentials cannot be read: its connection is closed");
                 return None;

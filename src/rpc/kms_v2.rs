@@ -11,6 +11,7 @@ use keystead_wire::kms::v2::{
 };
 use tonic::{Code, Request, Response, Status};
 
+use super::audited::RequestAudit;
 use super::metrics::{Method, RequestMetrics};
 use super::status_map::serve_error;
 use crate::service::keys::KeyService;
@@ -48,11 +49,12 @@ pub struct KmsV2 {
     keys: Arc<KeyService>,
     limits: KmsLimits,
     metrics: Arc<RequestMetrics>,
+    audit: RequestAudit,
 }
 
 impl KmsV2 {
-    pub fn new(keys: Arc<KeyService>, limits: KmsLimits, metrics: Arc<RequestMetrics>) -> Self {
-        Self { keys, limits, metrics }
+    pub fn new(keys: Arc<KeyService>, limits: KmsLimits, metrics: Arc<RequestMetrics>, audit: RequestAudit) -> Self {
+        Self { keys, limits, metrics, audit }
     }
 
     /// Counts a finished request and writes its one log line.
@@ -128,8 +130,9 @@ impl KeyManagementService for KmsV2 {
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
         let started = Instant::now();
+        let caller = request.extensions().get().copied();
         let request = request.into_inner();
-        let outcome = self.check_encrypt(&request).and_then(|()| {
+        let outcome = self.check_encrypt(&request).and_then(|()| self.audit.admit()).and_then(|()| {
             let encrypted = self.keys.encrypt(&request.plaintext).map_err(|error| serve_error(&error))?;
             Ok(EncryptResponse {
                 ciphertext: encrypted.ciphertext,
@@ -137,6 +140,10 @@ impl KeyManagementService for KmsV2 {
                 annotations: HashMap::from([(annotation::KEY.to_owned(), encrypted.annotation)]),
             })
         });
+        let key_id = |outcome: &Result<EncryptResponse, Status>| {
+            outcome.as_ref().map(|answer| answer.key_id.clone()).unwrap_or_default()
+        };
+        let outcome = self.audit.record(Method::Encrypt, caller, &request.uid, key_id, started.elapsed(), outcome);
         // Which key ID was used is only wanted where it is logged.
         let logged =
             tracing::enabled!(tracing::Level::DEBUG).then(|| outcome.as_ref().ok().map(|ok| ok.key_id.clone()));
@@ -145,14 +152,17 @@ impl KeyManagementService for KmsV2 {
 
     async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
         let started = Instant::now();
+        let caller = request.extensions().get().copied();
         let request = request.into_inner();
-        let outcome = match self.check_decrypt(&request) {
+        let outcome = match self.check_decrypt(&request).and_then(|()| self.audit.admit()) {
             Err(status) => Err(status),
             Ok(()) => match self.keys.decrypt(&request.key_id, &request.ciphertext).await {
                 Ok(mut plaintext) => Ok(DecryptResponse { plaintext: std::mem::take(&mut *plaintext) }),
                 Err(error) => Err(serve_error(&error)),
             },
         };
+        let key_id = |_: &_| request.key_id.clone();
+        let outcome = self.audit.record(Method::Decrypt, caller, &request.uid, key_id, started.elapsed(), outcome);
         self.finish(Method::Decrypt, &request.uid, &request.key_id, started, outcome)
     }
 }

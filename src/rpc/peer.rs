@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use tokio::net::UnixStream;
 
 use super::peer_groups;
+use super::roles::{Rights, RolePolicy};
 
 /// The process that connected, at the moment it did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct Caller {
     pub gid: u32,
     pub pid: Option<i32>,
     pub admitted: bool,
+    /// On the admin socket.
+    pub rights: Rights,
 }
 
 impl Peer {
@@ -59,8 +62,11 @@ impl PeerPolicy {
             || peer.groups.iter().any(|group| self.gids.contains(group))
     }
 
-    pub(super) fn judge(&self, peer: &Peer) -> Caller {
-        Caller { uid: peer.uid, gid: peer.gid, pid: peer.pid, admitted: self.allows(peer) }
+    pub(super) fn judge(&self, peer: &Peer, roles: &RolePolicy) -> Caller {
+        let rights = roles.rights(peer);
+        // Whoever holds a role must be able to come in and use it.
+        let admitted = self.allows(peer) || (roles.grants.is_some() && !rights.is_empty());
+        Caller { uid: peer.uid, gid: peer.gid, pid: peer.pid, admitted, rights }
     }
 }
 

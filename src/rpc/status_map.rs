@@ -1,22 +1,28 @@
 //! From the service's errors to gRPC codes: the one place where they meet, and where each is logged once.
 
 use keystead_core::envelope::EnvelopeError;
+use keystead_core::grant::GrantError;
 use tonic::{Code, Status};
 
 use crate::custody::contract::CustodyError;
 use crate::service::explain::explain;
 use crate::service::keys::ServeError;
+use crate::service::lease::ExtendError;
 use crate::service::rescue::RescueError;
 use crate::service::rotation::RotationError;
+use crate::service::scan::ScanError;
 
 /// A failed KMS request. Messages are the error's own text: safe to log, no key byte, no ciphertext.
 pub fn serve_error(error: &ServeError) -> Status {
     let code = match error {
         // The token answers, and says that it will never open this one.
         ServeError::Custody(CustodyError::CmkMissing { .. } | CustodyError::WrapRejected) => Code::FailedPrecondition,
-        ServeError::Sealed(_) | ServeError::Custody(_) | ServeError::NoRandomness => Code::Unavailable,
+        ServeError::Sealed(_) | ServeError::Custody(_) | ServeError::NoOfflineCopy | ServeError::NoRandomness => {
+            Code::Unavailable
+        }
         ServeError::MalformedKeyId => Code::InvalidArgument,
         ServeError::UnknownKeyId => Code::NotFound,
+        ServeError::Refused(_) => Code::FailedPrecondition,
         ServeError::Destroyed | ServeError::Envelope(EnvelopeError::NewerFormat(_)) => Code::FailedPrecondition,
         ServeError::Envelope(EnvelopeError::NotAuthentic | EnvelopeError::TooShort) => Code::InvalidArgument,
         ServeError::WrongKey => Code::DataLoss,
@@ -33,12 +39,42 @@ pub fn rescue_error(error: &RescueError) -> Status {
     Status::new(code, error.to_string())
 }
 
+/// A scan that was not kept.
+pub fn scan_error(error: &ScanError) -> Status {
+    let code = match error {
+        ScanError::Refused(_) => Code::FailedPrecondition,
+        ScanError::Storage(_) => Code::Aborted,
+    };
+    Status::new(code, explain(error))
+}
+
 /// A failed rotation.
 pub fn rotation_error(error: &RotationError) -> Status {
     let code = match error {
-        RotationError::Refused(_) | RotationError::Transition(_) => Code::FailedPrecondition,
+        RotationError::Refused(_) | RotationError::NotRewritten(_) | RotationError::Transition(_) => {
+            Code::FailedPrecondition
+        }
         // The key before it serves on; the journal settles what was begun.
-        RotationError::NotProven(_) | RotationError::Storage(_) | RotationError::NoRandomness => Code::Aborted,
+        RotationError::NotProven(_)
+        | RotationError::Upstream(_)
+        | RotationError::Storage(_)
+        | RotationError::NoRandomness => Code::Aborted,
+    };
+    Status::new(code, explain(error))
+}
+
+/// A lease that was not extended.
+pub fn extend_error(error: &ExtendError) -> Status {
+    let code = match error {
+        ExtendError::Grant(GrantError::Malformed(_) | GrantError::NewerFormat(_)) => Code::InvalidArgument,
+        ExtendError::Grant(GrantError::NotAuthentic) => Code::PermissionDenied,
+        ExtendError::Storage(_) => Code::Unavailable,
+        ExtendError::Grant(_)
+        | ExtendError::NoLease
+        | ExtendError::NoGrantKey
+        | ExtendError::Revoked
+        | ExtendError::NotNeeded
+        | ExtendError::NotStarted(_) => Code::FailedPrecondition,
     };
     Status::new(code, explain(error))
 }

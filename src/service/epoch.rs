@@ -4,6 +4,7 @@
 //! whichever authenticates the record wins and the roll is finished.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hmac::{Hmac, KeyInit, Mac};
 use keystead_core::keyring::Keyring;
@@ -13,14 +14,17 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::explain::explain;
+use super::offline;
+use crate::audit::{AuditKey, Trail};
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, EpochPurpose, EpochRef};
-use crate::store::{Store, StoreError};
+use crate::store::{Marker, Store, StoreError};
+use crate::upstream::contract::UpstreamError;
 
-/// A key derived from one epoch secret for the store's record.
-pub struct RecordKey(Zeroizing<[u8; 32]>);
+/// A key derived from one epoch secret, for the store's record or for checkpoints of the audit trail.
+pub struct EpochKey(Zeroizing<[u8; 32]>);
 
-impl Authenticator for RecordKey {
+impl Authenticator for EpochKey {
     fn tag(&self, message: &[u8]) -> [u8; 32] {
         let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_slice()).expect("HMAC takes keys of any length");
         mac.update(message);
@@ -51,6 +55,10 @@ pub enum LoadError {
     TokenOlderThanStore { record: u64, token: u64 },
     #[error("the store's record is not authentic: it was changed outside keystead. Put an unchanged copy back")]
     NotAuthentic,
+    #[error("the system's random source failed")]
+    NoRandomness,
+    #[error("the cloud does not open it now: {0}")]
+    Upstream(UpstreamError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -75,11 +83,25 @@ pub struct Records {
     node: NodeId,
     /// An epoch secret besides the one in force is still on the token: while it is, an older record could come back.
     in_debt: AtomicBool,
+    trail: Option<Trail>,
+    /// The key of the record in force: a lease is stored also while custody is away.
+    key: Mutex<Option<(u64, Arc<EpochKey>)>>,
 }
 
 impl Records {
     pub fn new(store: Store, custody: CustodyClient, keyring: KeyringId, node: NodeId) -> Self {
-        Self { store, custody, keyring, node, in_debt: AtomicBool::new(false) }
+        let in_debt = AtomicBool::new(false);
+        Self { store, custody, keyring, node, in_debt, trail: None, key: Mutex::default() }
+    }
+
+    /// With an audit trail, which gets a checkpoint by every epoch and whose end every record names.
+    pub fn with_trail(self, trail: Option<Trail>) -> Self {
+        Self { trail, ..self }
+    }
+
+    /// The marker beside the record.
+    pub fn marker(&self) -> Marker {
+        self.store.marker()
     }
 
     /// What the record in the store says of itself, if there is one.
@@ -100,10 +122,17 @@ impl Records {
         }
         let epochs = self.list_epochs().await?;
         for &number in epochs.iter().rev() {
-            match record.verify(&self.record_key(number).await?) {
+            // Asked anew: what is believed is what custody has, not what is remembered of it.
+            let key = Arc::new(record_key(&self.custody, self.epoch(number)).await?);
+            match record.verify(&*key) {
                 Ok(authentic) if authentic.epoch == number => {
+                    self.remember(number, key);
                     self.in_debt.store(epochs.len() > 1, Ordering::Relaxed);
                     self.settle_debt(&authentic).await;
+                    if let (Some(trail), Some(end)) = (&self.trail, authentic.audit) {
+                        trail.expect(end);
+                    }
+                    self.vouch(number).await;
                     return Ok(authentic);
                 }
                 Ok(_) => return Err(LoadError::NotAuthentic),
@@ -118,8 +147,11 @@ impl Records {
     pub async fn persist(&self, mut next: Keyring) -> Result<Keyring, LoadError> {
         let expected = (next.revision > 0).then_some(next.revision);
         next.revision += 1;
+        if let Some(trail) = &self.trail {
+            next.audit = Some(trail.position());
+        }
         let key = self.record_key(next.epoch).await?;
-        self.store.replace(expected, &record::encode(&next, &key))?;
+        self.store.replace(expected, &record::encode(&next, &*key))?;
         Ok(next)
     }
 
@@ -133,11 +165,26 @@ impl Records {
         self.create_epoch(next.epoch).await?;
         fail::fail_point!("epoch.created");
         self.in_debt.store(true, Ordering::Relaxed);
+        if next.upstream.as_ref().is_some_and(|state| !state.copies.is_empty()) {
+            let new = offline::copy_key(&self.custody, &next).await?;
+            let old = offline::copy_key(&self.custody, &Keyring { epoch: next.epoch - 1, ..next.clone() }).await?;
+            offline::reseal(&mut next, &old, &new)?;
+        }
         let next = self.persist(next).await?;
         fail::fail_point!("epoch.record-written");
         self.settle_debt(&next).await;
+        self.vouch(next.epoch).await;
         fail::fail_point!("epoch.old-destroyed");
         Ok(next)
+    }
+
+    /// Gives the audit trail the key of an epoch, for a checkpoint now and those to come.
+    async fn vouch(&self, number: u64) {
+        let Some(trail) = &self.trail else { return };
+        match self.custody.derive_epoch_key(self.epoch(number), EpochPurpose::Audit).await {
+            Ok(key) => trail.set_key(AuditKey { epoch: number, key: Arc::new(EpochKey(key)) }),
+            Err(error) => tracing::warn!(%error, "custody does not vouch for the audit trail yet"),
+        }
     }
 
     pub fn in_debt(&self) -> bool {
@@ -178,8 +225,18 @@ impl Records {
         self.custody.destroy_epoch(self.epoch(number)).await
     }
 
-    async fn record_key(&self, number: u64) -> Result<RecordKey, CustodyError> {
-        record_key(&self.custody, self.epoch(number)).await
+    async fn record_key(&self, number: u64) -> Result<Arc<EpochKey>, CustodyError> {
+        let known = self.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, key)) = known.filter(|(epoch, _)| *epoch == number) {
+            return Ok(key);
+        }
+        let key = Arc::new(record_key(&self.custody, self.epoch(number)).await?);
+        self.remember(number, key.clone());
+        Ok(key)
+    }
+
+    fn remember(&self, number: u64, key: Arc<EpochKey>) {
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Some((number, key));
     }
 
     fn epoch(&self, number: u64) -> EpochRef {
@@ -188,8 +245,8 @@ impl Records {
 }
 
 /// The key that authenticates records of one epoch.
-pub(super) async fn record_key(custody: &CustodyClient, epoch: EpochRef) -> Result<RecordKey, CustodyError> {
-    custody.derive_epoch_key(epoch, EpochPurpose::Record).await.map(RecordKey)
+pub(super) async fn record_key(custody: &CustodyClient, epoch: EpochRef) -> Result<EpochKey, CustodyError> {
+    custody.derive_epoch_key(epoch, EpochPurpose::Record).await.map(EpochKey)
 }
 
 fn diagnose(claims: &Claims, epochs: &[u64]) -> LoadError {

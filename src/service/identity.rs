@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use keystead_core::keyring::Keyring;
 
-use super::keys::{ServeError, unwrap_checked};
-use super::lifecycle::{Lifecycle, boot_time};
+use super::clock::boot_time;
+use super::keys::{ServeError, open_locally};
+use super::lifecycle::Lifecycle;
 use crate::custody::contract::{CustodyError, TokenDescription};
 
 /// How long a proof holds while nothing changes.
@@ -121,7 +122,7 @@ impl Lifecycle {
             });
         }
         let Some(active) = keyring.active() else { return Ok(()) };
-        match unwrap_checked(&self.custody, &keyring.keyring, active).await {
+        match open_locally(&self.custody, keyring, active).await {
             Err(ServeError::Custody(error)) => Err(error),
             // A key of that name which opens the wrap to something else.
             Err(ServeError::WrongKey) => Err(CustodyError::WrapRejected),

@@ -1,17 +1,25 @@
 //! `keystead init`: the first generation of a keyring, its epoch secret, its record.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use keystead_core::grant::GrantKey;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{Keyring, RecoveryRoot, TokenIdentity};
+use keystead_core::upstream_state::UpstreamState;
 use keystead_core::{GenerationNumber, KeyringId, NodeId, RootKind};
 
+use super::clock::Clock;
+use super::cloud::{self, configuration_digest};
 use super::epoch::{LoadError, Records};
 use super::rotation::{RotationError, make_generation, random, unix_now};
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, TokenDescription};
 use crate::store::{Store, StoreError};
+use crate::upstream::contract::Upstream;
 
 /// What `init` is told.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct InitRequest {
     pub keyring: KeyringId,
     pub node: NodeId,
@@ -20,6 +28,18 @@ pub struct InitRequest {
     /// Go on although the token holds an epoch secret of this keyring and node, left by a store that was lost. Destroys
     /// no key.
     pub abandon_lost_store: bool,
+    /// The durable root is this cloud's key, and custody holds the offline copy; `None` is the local profile.
+    pub cloud: Option<InitCloud>,
+}
+
+/// What `init` is told of the cloud.
+#[derive(Clone)]
+pub struct InitCloud {
+    pub upstream: Arc<dyn Upstream>,
+    pub lease: Duration,
+    /// Signs lease grants later.
+    pub grant_key: Option<GrantKey>,
+    pub clock: Arc<dyn Clock>,
 }
 
 /// What `init` made.
@@ -84,12 +104,38 @@ async fn make(request: &InitRequest, records: &Records, custody: &CustodyClient)
         Some(claims) => resume(claims.keyring, request, records, custody).await?,
         None => begin(request, records, custody, &token).await?,
     };
-    let keyring = make_generation(records, custody, keyring).await?;
-    let mut next = keyring;
+    let upstream = request.cloud.as_ref().map(|cloud| &*cloud.upstream);
+    let mut next = make_generation(records, custody, upstream, keyring).await?;
+    if let Some(cloud) = &request.cloud {
+        cloud.prove(&mut next).await?;
+        records.marker().prepare()?;
+    }
     next.activate(unix_now()).map_err(RotationError::from)?;
     // A new epoch, as at every activation: the records on the way here must not come back.
     let keyring = records.roll(next).await?;
     Ok(Initialized { created: true, keyring, token })
+}
+
+impl InitCloud {
+    /// Of a keyring that gets its first root in this cloud.
+    pub(super) fn first_state(&self) -> UpstreamState {
+        cloud::first_state(self.upstream.identity(), self.lease, self.grant_key.clone(), self.clock.now())
+    }
+
+    /// Has the cloud open what it has just made: from now on this configuration is one that can revoke.
+    pub(super) async fn prove(&self, keyring: &mut Keyring) -> Result<(), RotationError> {
+        let Some(prepared) = keyring.prepared().cloned() else { return Ok(()) };
+        let opened = cloud::open(&*self.upstream, keyring, &prepared).await.map_err(RotationError::Upstream)?;
+        if let Some(state) = &mut keyring.upstream {
+            state.proven = Some(configuration_digest(self.upstream.identity()));
+            state.lease.renew(self.lease, self.clock.now());
+            state.server_time = opened.server_time.unwrap_or(0);
+            for version in opened.key_version.iter() {
+                state.note_version(version);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The first record: a keyring without a generation, and the intent of making one.
@@ -100,7 +146,7 @@ async fn begin(
     token: &TokenDescription,
 ) -> Result<Keyring, InitError> {
     let epochs = records.list_epochs().await?;
-    if !request.abandon_lost_store && had_a_store(&epochs, token, custody).await? {
+    if !request.abandon_lost_store && had_a_store(request, &epochs, token, custody).await? {
         return Err(InitError::LostStore);
     }
     let mut keyring = Keyring {
@@ -113,7 +159,10 @@ async fn begin(
         recovery: recovery_root(request),
         last_number: GenerationNumber(0),
         rotation: None,
+        scan: None,
+        upstream: request.cloud.as_ref().map(InitCloud::first_state),
         generations: Vec::new(),
+        audit: None,
     };
     keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;
     let epoch = keyring.epoch;
@@ -131,11 +180,17 @@ async fn begin(
 }
 
 /// Whether a store that was lost could name keys on this token.
-async fn had_a_store(epochs: &[u64], token: &TokenDescription, custody: &CustodyClient) -> Result<bool, InitError> {
+async fn had_a_store(
+    request: &InitRequest,
+    epochs: &[u64],
+    token: &TokenDescription,
+    custody: &CustodyClient,
+) -> Result<bool, InitError> {
     match token.root_kind {
-        // It has no CMKs to be seen. An init that got as far as a key has rolled its first epoch.
-        RootKind::Tpm => Ok(epochs.iter().any(|&epoch| epoch > 1)),
-        _ => Ok(!epochs.is_empty() && !custody.list_cmks().await?.is_empty()),
+        RootKind::Pkcs11 if request.cloud.is_none() => Ok(!epochs.is_empty() && !custody.list_cmks().await?.is_empty()),
+        // There are no CMKs to be seen, on a TPM or with one in the cloud. An `init` that was finished has gone beyond the
+        // first epoch.
+        _ => Ok(epochs.iter().any(|&epoch| epoch > 1)),
     }
 }
 
@@ -158,6 +213,7 @@ async fn resume(
         keyring.roll_back_rotation().map_err(RotationError::from)?;
     }
     keyring.recovery = recovery_root(request);
+    keyring.upstream = request.cloud.as_ref().map(InitCloud::first_state);
     keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;
     Ok(records.persist(keyring).await?)
 }

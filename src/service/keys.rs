@@ -14,10 +14,11 @@ use futures_util::future::{BoxFuture, Shared};
 use keystead_core::availability::{Availability, SealReason};
 use keystead_core::envelope::{EnvelopeError, EnvelopeKey, NONCE_LEN};
 use keystead_core::keyring::{Generation, Keyring};
-use keystead_core::{EnvelopeContext, Kek, KeyId, KeyringId};
+use keystead_core::{EnvelopeContext, Kek, KeyId};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
+use super::offline;
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::CustodyError;
 use crate::memory;
@@ -49,7 +50,8 @@ pub struct Keys {
 /// One generation and, once unwrapped, its keys. Shared between snapshots, so that a rotation unwraps nothing again.
 pub struct Slot {
     pub generation: Generation,
-    keyring: KeyringId,
+    /// The record that it is opened by.
+    keyring: Arc<Keyring>,
     key_id: String,
     context: EnvelopeContext,
     annotation: Vec<u8>,
@@ -86,6 +88,9 @@ pub struct Encrypted {
 pub enum ServeError {
     #[error("keystead is sealed: {0}")]
     Sealed(String),
+    /// Expired, revoked or disabled: asking again is of no use before a person or the cloud has acted.
+    #[error("keystead refuses: {0}")]
+    Refused(String),
     #[error("the key ID is malformed")]
     MalformedKeyId,
     #[error("this keyring has no such key ID")]
@@ -99,6 +104,10 @@ pub enum ServeError {
     /// The token opened the wrap to another key than the one committed to.
     #[error("custody answered with a key that is not this generation's; run `keystead status`")]
     WrongKey,
+    #[error(
+        "this generation's root is in the cloud, and it has no offline copy yet; it opens once the cloud has been asked"
+    )]
+    NoOfflineCopy,
     #[error("the system's random source failed")]
     NoRandomness,
 }
@@ -190,7 +199,7 @@ async fn unwrap(custody: CustodyClient, unwraps: Arc<Semaphore>, slot: Arc<Slot>
     // Also when this task panics: the next request then tries anew instead of meeting a dead one for ever.
     let _done = ClearLoading(&slot);
     let _permit = unwraps.acquire().await;
-    let loaded = Arc::new(Loaded::new(unwrap_checked(&custody, &slot.keyring, &slot.generation).await?));
+    let loaded = Arc::new(Loaded::new(slot.open(&custody).await?));
     slot.note_fault(None);
     // Under the lock that wiping takes: a key given up meanwhile stays given up.
     let _loading = slot.loading.lock().unwrap_or_else(PoisonError::into_inner);
@@ -209,17 +218,21 @@ impl Drop for ClearLoading<'_> {
     }
 }
 
-/// Unwraps a generation's KEK in custody and holds it against its commitment.
-pub(super) async fn unwrap_checked(
+/// Opens a generation by what is here, its custody wrap or its offline copy, and holds the KEK against its commitment.
+/// Asks no upstream.
+pub(super) async fn open_locally(
     custody: &CustodyClient,
-    keyring: &KeyringId,
+    keyring: &Keyring,
     generation: &Generation,
 ) -> Result<Kek, ServeError> {
-    let wrap = generation.custody_wrap().ok_or(ServeError::Destroyed)?;
-    let kek = custody
-        .unwrap(generation.wrap_context(keyring, wrap), wrap.bytes.clone())
-        .await
-        .map_err(ServeError::Custody)?;
+    let kek = match generation.custody_wrap() {
+        Some(wrap) => custody
+            .unwrap(generation.wrap_context(&keyring.keyring, wrap), wrap.bytes.clone())
+            .await
+            .map_err(ServeError::Custody)?,
+        None if generation.upstream_wrap().is_some() => offline::open(custody, keyring, generation).await?,
+        None => return Err(ServeError::Destroyed),
+    };
     if kek.commitment() != generation.commitment {
         return Err(ServeError::WrongKey);
     }
@@ -229,10 +242,15 @@ pub(super) async fn unwrap_checked(
 impl Serving {
     fn active(&self) -> Result<&Arc<Slot>, ServeError> {
         let sealed = || ServeError::Sealed(self.reason.clone());
-        if !self.availability.serves() {
-            return Err(sealed());
+        match self.availability {
+            Availability::Online | Availability::Degraded { .. } => {
+                self.keys.as_ref().and_then(|keys| keys.active.as_ref()).ok_or_else(sealed)
+            }
+            Availability::Sealed(_) => Err(sealed()),
+            Availability::Expired | Availability::Revoked { .. } | Availability::Disabled => {
+                Err(ServeError::Refused(self.reason.clone()))
+            }
         }
-        self.keys.as_ref().and_then(|keys| keys.active.as_ref()).ok_or_else(sealed)
     }
 
     fn slot(&self, key_id: &str) -> Result<&Arc<Slot>, ServeError> {
@@ -250,10 +268,11 @@ impl Serving {
 impl Keys {
     /// Slots for every generation that may serve; those that `earlier` had in memory stay there.
     pub fn new(keyring: Keyring, earlier: Option<&Self>) -> Self {
+        let keyring = Arc::new(keyring);
         let mut slots = HashMap::new();
         let mut active = None;
         for generation in &keyring.generations {
-            let Some(slot) = Slot::new(&keyring.keyring, generation) else { continue };
+            let Some(slot) = Slot::new(&keyring, generation) else { continue };
             if let Some(before) = earlier.and_then(|keys| keys.slots.get(&slot.key_id)) {
                 slot.take_over(before);
             }
@@ -263,7 +282,22 @@ impl Keys {
             }
             slots.insert(slot.key_id.clone(), slot);
         }
-        Self { keyring: Arc::new(keyring), active, slots }
+        Self { keyring, active, slots }
+    }
+
+    /// As [`Self::new`]; but where nothing that a slot knows has changed, the slots stay the same ones.
+    pub fn with_record(keyring: Keyring, earlier: Option<&Self>) -> Self {
+        let copies = |keyring: &Keyring| keyring.upstream.as_ref().map(|state| state.copies.clone());
+        match earlier {
+            Some(earlier)
+                if earlier.keyring.generations == keyring.generations
+                    && earlier.keyring.epoch == keyring.epoch
+                    && copies(&earlier.keyring) == copies(&keyring) =>
+            {
+                Self { keyring: Arc::new(keyring), active: earlier.active.clone(), slots: earlier.slots.clone() }
+            }
+            _ => Self::new(keyring, earlier),
+        }
     }
 
     pub fn active(&self) -> Option<&Arc<Slot>> {
@@ -295,14 +329,14 @@ impl Keys {
 
 impl Slot {
     /// `None` for a generation whose key ID nobody has seen yet.
-    fn new(keyring: &KeyringId, generation: &Generation) -> Option<Self> {
+    fn new(keyring: &Arc<Keyring>, generation: &Generation) -> Option<Self> {
         if generation.state == keystead_core::keyring::GenerationState::Prepared {
             return None;
         }
         Some(Self {
             keyring: keyring.clone(),
             key_id: generation.key_id.to_string(),
-            context: generation.envelope_context(keyring),
+            context: generation.envelope_context(&keyring.keyring),
             // Checked when the generation was prepared; an old record's that is too long is left out, not served cut.
             annotation: generation.annotation().unwrap_or_default(),
             generation: generation.clone(),
@@ -319,6 +353,11 @@ impl Slot {
         self.loaded.store(before.loaded.load_full());
         self.encrypts.store(before.encrypts.load(Ordering::Relaxed), Ordering::Relaxed);
         self.decrypts.store(before.decrypts.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Opens it anew, whether or not it is in memory.
+    pub(super) async fn open(&self, custody: &CustodyClient) -> Result<Kek, ServeError> {
+        open_locally(custody, &self.keyring, &self.generation).await
     }
 
     pub fn is_loaded(&self) -> bool {
@@ -343,9 +382,13 @@ impl Slot {
         self.loaded.load().as_ref().map(|loaded| wrap(&loaded.kek))
     }
 
-    /// Files keys that were just made and compared, so that activating them needs no further unwrap.
+    /// Files keys that were just made and compared, so that activating them needs no further unwrap. Not if it was wiped.
     pub fn fill(&self, kek: Kek) {
-        self.loaded.store(Some(Arc::new(Loaded::new(kek))));
+        let loaded = Arc::new(Loaded::new(kek));
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.closed.load(Ordering::Relaxed) {
+            self.loaded.store(Some(loaded));
+        }
     }
 }
 

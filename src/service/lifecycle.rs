@@ -4,22 +4,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use keystead_core::availability::{Availability, Effect, Observation, SealReason, step};
+use keystead_core::availability::{Availability, Cause, Observation, Past, SealReason, Source};
 use keystead_core::keyring::Keyring;
-use keystead_core::{KeyringId, NodeId};
-use rustix::time::{ClockId, clock_gettime};
+use keystead_core::{FaultClass, KeyringId, NodeId};
+use tokio::sync::Notify;
 
+use super::clock::{Clock, boot_time};
+use super::cloud::{Cloud, CloudSettings};
 use super::epoch::{LoadError, Records};
 use super::explain::explain;
 use super::identity::{self, Identity};
-use super::keys::{KeyService, Keys, ServeError, Serving, unwrap_checked};
+use super::keys::{KeyService, Keys, ServeError};
+use super::machine::Machine;
 use super::rotation::Settled;
+use crate::audit::Trail;
 use crate::custody::client::CustodyClient;
-use crate::custody::contract::{CustodyError, TokenDescription};
-use crate::store::Store;
+use crate::custody::contract::{CustodyError, ProcessReport, TokenDescription};
+use crate::store::{Marker, Store};
+use crate::upstream::contract::Upstream;
 
 /// How often every generation is opened in custody.
 const CHECK_EVERY: Duration = Duration::from_secs(3600);
+
+/// A lease that runs down is looked at this often, so that it is stored before the floor of a new boot would not cover it.
+const STORED_IN_TIME: Duration = Duration::from_secs(30);
 
 /// Which key this daemon serves, and how patient it is.
 #[derive(Debug, Clone)]
@@ -38,6 +46,7 @@ pub struct Lifecycle {
     pub(super) records: Records,
     pub(super) custody: CustodyClient,
     pub(super) keys: Arc<KeyService>,
+    pub(super) machine: Machine,
     /// One change at a time: start, rotation, sealing.
     pub(super) turn: tokio::sync::Mutex<()>,
     /// Held by the one rotation that may be asked for at a time.
@@ -52,6 +61,12 @@ pub struct Lifecycle {
     custody_state: Mutex<CustodyState>,
     /// Which token was proven to be the right one, and when.
     pub(super) identity: Mutex<Identity>,
+    /// The cloud profile's other half; `None` in the local one.
+    pub(super) cloud: Option<Cloud>,
+    /// Locked while it is raised or taken down.
+    pub(super) marker: Arc<Mutex<Marker>>,
+    /// Notified when there is something to tend to at once.
+    pub(super) wake: Notify,
 }
 
 /// Custody as last seen.
@@ -101,16 +116,33 @@ pub enum StartError {
     Active(ServeError),
     #[error("the keyring has no active generation: `keystead init` was cut off; run it again")]
     NoActive,
+    #[error("the keyring's root is in a cloud KMS, and the configuration has no [upstream]")]
+    NoUpstream,
+    #[error("the cloud does not open the key ({0}), and no offline copy may stand in for it")]
+    NothingOpens(String),
+    /// Expired, revoked or disabled; the machine has said so.
+    #[error("the key may not be used now")]
+    Refused,
 }
 
 impl Lifecycle {
-    pub fn new(settings: KeySettings, store: Store, custody: CustodyClient, keys: Arc<KeyService>) -> Self {
+    pub fn new(
+        settings: KeySettings,
+        store: Store,
+        custody: CustodyClient,
+        keys: Arc<KeyService>,
+        trail: Option<Trail>,
+    ) -> Self {
         let records = Records::new(store, custody.clone(), settings.keyring.clone(), settings.node.clone());
+        let records = records.with_trail(trail);
+        let machine = Machine::new(keys.clone(), settings.custody_grace);
+        let marker = Arc::new(Mutex::new(records.marker()));
         Self {
             settings,
             records,
             custody,
             keys,
+            machine,
             turn: tokio::sync::Mutex::new(()),
             rotating: tokio::sync::Mutex::new(()),
             reload_needed: AtomicBool::new(false),
@@ -118,7 +150,16 @@ impl Lifecycle {
             checked: Mutex::new(boot_time()),
             custody_state: Mutex::new(CustodyState::default()),
             identity: Mutex::default(),
+            cloud: None,
+            marker,
+            wake: Notify::new(),
         }
+    }
+
+    /// The cloud profile: `upstream` holds the durable root. `clock` must tell one boot from another.
+    pub fn in_cloud(mut self, upstream: Arc<dyn Upstream>, settings: CloudSettings, clock: Arc<dyn Clock>) -> Self {
+        self.cloud = Some(Cloud::new(upstream, settings, clock));
+        self
     }
 
     pub fn keys(&self) -> &Arc<KeyService> {
@@ -127,6 +168,11 @@ impl Lifecycle {
 
     pub fn settings(&self) -> &KeySettings {
         &self.settings
+    }
+
+    /// What the custodian of the moment says of its process.
+    pub fn custodian_process(&self) -> Option<ProcessReport> {
+        self.custody.process()
     }
 
     pub fn custody_state(&self) -> CustodyState {
@@ -141,10 +187,20 @@ impl Lifecycle {
         match &self.keys.serving().availability {
             Availability::Online if self.is_unsettled() => Duration::from_secs(5).min(self.settings.probe_interval),
             Availability::Online => self.settings.probe_interval,
+            Availability::Degraded { cause: Cause::Upstream(_) | Cause::Configuration(_), .. } => {
+                STORED_IN_TIME.min(self.settings.probe_interval)
+            }
             Availability::Degraded { .. } => Duration::from_secs(1),
             Availability::Sealed(SealReason::RecordRejected) => Duration::from_secs(10),
-            Availability::Sealed(_) => Duration::from_secs(1),
+            Availability::Sealed(_) | Availability::Expired | Availability::Revoked { .. } | Availability::Disabled => {
+                Duration::from_secs(1)
+            }
         }
+    }
+
+    /// Completes when there is something to tend to before the pause is over.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
     }
 
     /// Has the custodian replaced by a fresh one, which loads the module and reads the PIN anew; then looks how it fares.
@@ -158,18 +214,51 @@ impl Lifecycle {
     }
 
     /// Needs the turn.
-    async fn tend_once(&self) {
+    pub(super) async fn tend_once(&self) {
+        self.check_lease();
         if self.keys.serving().availability.serves() {
             self.probe().await;
         } else {
-            self.start().await;
+            self.shred().await;
+            if !self.waits_for_upstream() {
+                self.start().await;
+            }
         }
         // The active generation is served by now: the rest follows behind it.
-        if self.keys.serving().availability == Availability::Online {
+        if self.custody_serves() {
             self.settle().await;
             self.load_retired().await;
             self.check_all().await;
+            self.restore().await;
         }
+        if matches!(
+            self.keys.serving().availability,
+            Availability::Online
+                | Availability::Degraded { .. }
+                | Availability::Expired
+                | Availability::Sealed(SealReason::NothingOpens)
+        ) {
+            self.store_lease().await;
+        }
+    }
+
+    /// Serving, with a custody that answers.
+    fn custody_serves(&self) -> bool {
+        matches!(
+            self.keys.serving().availability,
+            Availability::Online | Availability::Degraded { cause: Cause::Upstream(_) | Cause::Configuration(_), .. }
+        )
+    }
+
+    /// Whether nothing but the upstream can bring service back, and it is not yet time to ask it again.
+    fn waits_for_upstream(&self) -> bool {
+        let waits = match self.keys.serving().availability {
+            Availability::Disabled => return true,
+            Availability::Expired | Availability::Sealed(SealReason::NothingOpens) => true,
+            Availability::Revoked { .. } => self.cloud.as_ref().is_some_and(|cloud| cloud.memory().lease.is_some()),
+            _ => false,
+        };
+        waits && self.cloud.as_ref().is_some_and(|cloud| cloud.memory().ask_at > self.now())
     }
 
     /// Loads the record and the active key; needs the turn.
@@ -192,29 +281,38 @@ impl Lifecycle {
             (_, described) => described,
         });
         match outcome {
-            Ok(keys) => {
+            Ok((keys, source)) => {
                 let keyring = keys.keyring.clone();
-                self.observe(Observation::Loaded, String::new(), Some(Arc::new(keys)));
+                self.observe(Observation::Loaded(source), String::new(), Some(Arc::new(keys)));
                 let active = keyring.active().map(|generation| generation.key_id.to_string()).unwrap_or_default();
                 tracing::info!(keyring = %keyring.keyring, key_id = active, generations = keyring.generations.len(), "serving");
             }
+            Err(StartError::Refused) => {}
             Err(error) => {
                 let waits = match &error {
                     StartError::Load(load) => load.is_custody(),
                     StartError::Active(ServeError::Custody(_)) => true,
-                    StartError::Active(_) | StartError::NoActive => false,
+                    StartError::Active(_)
+                    | StartError::NoActive
+                    | StartError::NoUpstream
+                    | StartError::NothingOpens(_)
+                    | StartError::Refused => false,
                 };
                 let reason = explain(&error);
                 if self.keys.serving().reason != reason {
                     tracing::warn!(reason, "sealed");
                 }
-                let observation = if waits { Observation::CustodyLost } else { Observation::RecordRejected };
+                let observation = match &error {
+                    _ if waits => Observation::CustodyLost,
+                    StartError::NothingOpens(_) => Observation::NothingOpens,
+                    _ => Observation::RecordRejected,
+                };
                 self.observe(observation, reason, None);
             }
         }
     }
 
-    async fn try_start(&self) -> Result<Keys, StartError> {
+    async fn try_start(&self) -> Result<(Keys, Source), StartError> {
         let keyring = self.records.load().await?;
         if keyring.active().is_none() {
             // An `init` that was cut off is begun anew by `init`, not by whoever starts the daemon.
@@ -231,11 +329,86 @@ impl Lifecycle {
         let earlier = self.keys.serving().keys.clone();
         let keys = Keys::new(settled.keyring, earlier.as_deref());
         let active = keys.active().ok_or(StartError::NoActive)?;
+        if active.generation.upstream_wrap().is_some() && active.generation.custody_wrap().is_none() {
+            return self.start_in_cloud(keys).await;
+        }
         if let Some(kek) = settled.kek {
             active.fill(kek);
         }
         self.keys.load_generation(active).await.map_err(StartError::Active)?;
-        Ok(keys)
+        Ok((keys, Source::Custody))
+    }
+
+    /// The active generation's root is in the cloud: by the upstream if it opens the key, else, unless it has revoked it or
+    /// the lease is used up, by the offline copy.
+    async fn start_in_cloud(&self, mut keys: Keys) -> Result<(Keys, Source), StartError> {
+        let cloud = self.cloud.as_ref().ok_or(StartError::NoUpstream)?;
+        let state = keys.keyring.upstream.clone().ok_or(StartError::NoUpstream)?;
+        self.prepare_marker();
+        cloud.adopt(&state, cloud.clock.now());
+        let revoked = match &state.revoked {
+            Some(revocation) => Some(Some(revocation.class)),
+            None => self.marker_is_raised().then_some(None),
+        };
+        let (now, written) = (cloud.clock.now(), state.lease.seen());
+        let same_boot = now.boot == written.boot && now.boot_time >= written.boot_time;
+        let past = Past {
+            proven: state.proven == Some(cloud.digest),
+            denials: state.denials,
+            written: same_boot.then(|| Duration::from_secs(written.boot_time)),
+            revoked,
+            disabled: false,
+        };
+        // Refused from here on, if it is: the keys shown are the record's, with nothing in memory.
+        let told = match &state.revoked {
+            Some(revocation) => format!("{}: {}", revocation.class, revocation.code),
+            None => "told by the marker in the store's folder".to_owned(),
+        };
+        self.observe(Observation::Remembered(past), told, None);
+        let error = match self.ask_or_remember(cloud, &keys.keyring).await {
+            Ok(opened) => {
+                if let Some(active) = keys.active() {
+                    active.fill(opened.kek);
+                }
+                if self.machine.state().is_revoked() {
+                    cloud.memory().restore = true;
+                }
+                return Ok((keys, Source::Upstream));
+            }
+            Err(error) => error,
+        };
+        self.shred().await;
+        let lease = cloud.count_lease(cloud.clock.now());
+        if lease.is_none_or(|lease| lease.is_used_up()) {
+            self.observe(Observation::LeaseUsedUp, String::new(), None);
+        }
+        if !matches!(self.machine.state().availability(), Availability::Sealed(_)) {
+            // Unless shredding them has just shown newer ones.
+            if self.keyring().is_none_or(|shown| shown.revision <= keys.keyring.revision) {
+                self.machine.show(Arc::new(keys));
+            }
+            return Err(StartError::Refused);
+        }
+        if error.class == FaultClass::Corrupt {
+            // Not an upstream that is away: what it was sent, or what it answered, is wrong.
+            self.machine.show(Arc::new(keys));
+            return Err(StartError::NothingOpens(error.to_string()));
+        }
+        if cloud.memory().boot_unstored {
+            // Before anything is served: what this boot has cost, in an epoch that makes every record before it worthless.
+            let mut next = Keyring::clone(&keys.keyring);
+            self.put_lease(&mut next);
+            let next = self.records.roll(next).await?;
+            cloud.memory().note_stored(cloud.clock.now().boot_time);
+            fail::fail_point!("offline-start.stored");
+            keys = Keys::new(next, Some(&keys));
+        }
+        let active = keys.active().ok_or(StartError::NoActive)?;
+        match self.keys.load_generation(active).await {
+            Ok(()) => Ok((keys, Source::OfflineCopy)),
+            Err(ServeError::NoOfflineCopy) => Err(StartError::NothingOpens(error.to_string())),
+            Err(other) => Err(StartError::Active(other)),
+        }
     }
 
     /// Asks whether custody is well and the token the right one; needs the turn.
@@ -265,7 +438,7 @@ impl Lifecycle {
         if !matches!(outcome, Err(CustodyError::Busy)) {
             self.note_custody(outcome);
         }
-        self.observe(Observation::Tick, self.keys.serving().reason.clone(), None);
+        self.observe(Observation::Tick, String::new(), None);
     }
 
     /// Brings retired generations into memory, one by one: each is a round trip that proves the old key still opens.
@@ -289,7 +462,7 @@ impl Lifecycle {
     /// The canary sings under the CMK that was used last: it must be the newest one, which an older token does not have.
     async fn use_active_last(&self, keys: &Keys) {
         if let Some(active) = keys.active() {
-            let fault = unwrap_checked(&self.custody, &self.settings.keyring, &active.generation).await.err();
+            let fault = active.open(&self.custody).await.err();
             active.note_fault(fault.map(|fault| fault.to_string()));
             self.active_used_last.store(true, Ordering::Relaxed);
         }
@@ -306,7 +479,7 @@ impl Lifecycle {
         }
         let Some(keys) = self.keys.serving().keys.clone() else { return };
         for slot in keys.slots().filter(|slot| slot.generation.decrypts()) {
-            match unwrap_checked(&self.custody, &self.settings.keyring, &slot.generation).await {
+            match slot.open(&self.custody).await {
                 Ok(_) => slot.note_fault(None),
                 Err(ServeError::Custody(CustodyError::Gone | CustodyError::TimedOut | CustodyError::Busy)) => return,
                 Err(error) => slot.note_fault(Some(error.to_string())),
@@ -348,34 +521,22 @@ impl Lifecycle {
         }
     }
 
-    /// Takes one step of the availability machine and publishes what it says. `keys` replaces what is served.
+    /// Tells the availability machine, which publishes what comes of it. `keys` replaces what is served.
     pub(super) fn observe(&self, observation: Observation, reason: String, keys: Option<Arc<Keys>>) {
-        let before = self.keys.serving();
-        let (availability, effect) = step(&before.availability, observation, boot_time(), self.settings.custody_grace);
-        let changed = availability != before.availability;
-        if !changed && keys.is_none() && reason == before.reason {
-            return;
-        }
-        let keys = keys.or_else(|| before.keys.clone());
-        if changed {
-            tracing::info!(from = ?before.availability, to = ?availability, "availability");
-        }
-        let wipe = (effect == Some(Effect::WipeKeks)).then(|| keys.clone()).flatten();
-        self.keys.publish(Serving { availability, reason, keys });
-        // Refuse first, then wipe: no request may find a wiped generation behind an open door.
-        if let Some(keys) = wipe {
-            keys.wipe();
+        self.machine.observe(observation, reason, keys, self.now());
+    }
+
+    /// Boot time, by the clock that this service goes by.
+    pub(super) fn now(&self) -> Duration {
+        match &self.cloud {
+            Some(cloud) => Duration::from_secs(cloud.clock.now().boot_time),
+            None => boot_time(),
         }
     }
 
-    /// Shows a changed keyring: the new key ID in Status and Encrypt at the same instant.
+    /// Shows a changed keyring.
     pub(super) fn publish_keyring(&self, keys: Keys) {
-        let before = self.keys.serving();
-        self.keys.publish(Serving {
-            availability: before.availability.clone(),
-            reason: before.reason.clone(),
-            keys: Some(Arc::new(keys)),
-        });
+        self.machine.show(Arc::new(keys));
     }
 
     /// The record in force, for a change to start from.
@@ -397,10 +558,4 @@ fn fault_of(error: &StartError, description: &TokenDescription) -> Option<Custod
         }
         _ => None,
     }
-}
-
-/// Time since boot, suspend included; never steps.
-pub(super) fn boot_time() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }

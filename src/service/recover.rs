@@ -13,20 +13,27 @@ use keystead_core::keyring::{Generation, GenerationState, Keyring, RecoveryRoot,
 use keystead_core::record;
 use keystead_core::recovery::{Candidate, Loss, Origin, Recovered, Sighting, last_number};
 use keystead_core::recovery_key::RecoveryKey;
-use keystead_core::{GenerationNumber, Kek, KeyCommitment, KeyId, KeyringId, NodeId, RootId, RootKind, WrappedKek};
+use keystead_core::{
+    FaultClass, GenerationNumber, Kek, KeyCommitment, KeyId, KeyringId, NodeId, RootId, RootKind, WrappedKek,
+};
 
 use super::epoch::{self, LoadError};
-use super::rotation::{RotationError, durable_wraps, random, unix_now};
+use super::init::InitCloud;
+use super::offline;
+use super::rotation::{RotationError, durable_wraps, prepare_generation, random, unix_now};
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, EpochRef, TokenDescription};
 use crate::store::{Store, StoreError};
+use crate::upstream::contract::{Upstream, UpstreamError};
 
 /// Roots a recovered generation carries along. More is no honest annotation's.
 const MAX_WRAPS: usize = 16;
 
-/// What is at hand to open wraps with: one of the two at least.
+/// What is at hand to open wraps with: one of the three at least.
 pub struct Openers<'a> {
     pub custody: Option<&'a CustodyClient>,
+    /// The cloud key of the configuration.
+    pub upstream: Option<&'a dyn Upstream>,
     pub private: Option<&'a RecoveryKey>,
     /// Commitments that a person vouches for.
     pub trusted: &'a [KeyCommitment],
@@ -98,6 +105,8 @@ pub enum RecoverError {
     StoreIsThere,
     #[error("nothing could be opened with the roots at hand; no store was written")]
     NothingOpened,
+    #[error("the cloud does not open what it may hold the key of: {0}. Nothing was written")]
+    Upstream(UpstreamError),
     #[error(transparent)]
     Custody(#[from] CustodyError),
     #[error(transparent)]
@@ -117,8 +126,8 @@ impl From<TransitionError> for RecoverError {
 /// Opens what can be opened. Changes nothing anywhere.
 ///
 /// # Errors
-/// Only when custody as a whole fails: going on would leave generations out that it could open later.
-pub async fn open(sightings: Vec<Sighting>, openers: &Openers<'_>) -> Result<Findings, CustodyError> {
+/// Only when custody or the cloud as a whole fails: going on would leave generations out that it could open later.
+pub async fn open(sightings: Vec<Sighting>, openers: &Openers<'_>) -> Result<Findings, RecoverError> {
     let mut findings = Findings { opened: Vec::new(), lost: Vec::new() };
     for sighting in sightings {
         let (candidates, refusal) = candidates(&sighting, openers).await?;
@@ -196,7 +205,7 @@ impl Findings {
 async fn candidates(
     sighting: &Sighting,
     openers: &Openers<'_>,
-) -> Result<(Vec<Candidate>, Option<String>), CustodyError> {
+) -> Result<(Vec<Candidate>, Option<String>), RecoverError> {
     let mut found = Vec::new();
     let mut refusal = None;
     for annotation in &sighting.annotations {
@@ -226,8 +235,18 @@ async fn open_wrap(
     sighting: &Sighting,
     wrap: &WrappedKek,
     openers: &Openers<'_>,
-) -> Result<Option<Result<Kek, String>>, CustodyError> {
+) -> Result<Option<Result<Kek, String>>, RecoverError> {
     let context = sighting.wrap_context(wrap);
+    let is_root = |upstream: &&dyn Upstream| {
+        (wrap.root_kind, &wrap.root_id) == (upstream.identity().kind, &upstream.identity().root_id)
+    };
+    if let Some(upstream) = openers.upstream.filter(is_root) {
+        return match upstream.unwrap(&wrap.bytes, &context).await {
+            Ok(unwrapped) => Ok(Some(Ok(unwrapped.kek))),
+            Err(error) if error.class == FaultClass::Corrupt => Ok(Some(Err(error.to_string()))),
+            Err(error) => Err(RecoverError::Upstream(error)),
+        };
+    }
     match (wrap.root_kind, openers.custody, openers.private) {
         (RootKind::Pkcs11 | RootKind::Tpm, Some(custody), _) => match custody.unwrap(context, wrap.bytes.clone()).await
         {
@@ -237,7 +256,7 @@ async fn open_wrap(
                 | CustodyError::WrapRejected
                 | CustodyError::Unsupported { .. }),
             ) => Ok(Some(Err(error.to_string()))),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         },
         (RootKind::Recovery, _, Some(key)) if key.is_root_of(wrap) => {
             Ok(Some(key.open(&context, &wrap.bytes).map_err(|error| error.to_string())))
@@ -246,12 +265,14 @@ async fn open_wrap(
     }
 }
 
-/// Writes a store that serves `findings`: every opened generation retired, one fresh generation active.
+/// Writes a store that serves `findings`: every opened generation retired, one fresh generation active. With `cloud`, the
+/// fresh one's root is there, and so are those of all that a token's CMK does not open: custody gets offline copies.
 pub async fn rebuild(
     request: &RebuildRequest,
     findings: Findings,
     store: &Store,
     custody: &CustodyClient,
+    cloud: Option<&InitCloud>,
 ) -> Result<Rebuilt, RecoverError> {
     if !store.is_empty() && !request.replace_store {
         return Err(RecoverError::StoreIsThere);
@@ -274,17 +295,28 @@ pub async fn rebuild(
         },
         last_number: findings.last_number(request.number_seen),
         rotation: None,
+        scan: None,
+        upstream: cloud.map(InitCloud::first_state),
         generations: Vec::new(),
+        audit: None,
     };
+    let (owner, node) = (request.keyring.clone(), request.node.clone());
+    let epoch = |number| EpochRef { keyring: owner.clone(), node: node.clone(), number };
+    custody.create_epoch(epoch(keyring.epoch)).await?;
     for each in findings.opened {
-        let generation = retired(each, custody, token.root_kind).await?;
-        keyring.generations.push(generation);
+        match cloud {
+            Some(cloud) if each.recovered.candidate.wrap.root_kind != token.root_kind => {
+                retired_in_cloud(&mut keyring, each, custody, cloud).await?;
+            }
+            _ => keyring.generations.push(retired(each, custody, token.root_kind).await?),
+        }
     }
-    make_active(&mut keyring, custody, token.root_kind).await?;
+    match cloud {
+        None => drop(make_active(&mut keyring, custody, token.root_kind).await?),
+        Some(cloud) => make_active_in_cloud(&mut keyring, custody, cloud).await?,
+    }
     keyring.check()?;
 
-    let epoch = |number| EpochRef { keyring: keyring.keyring.clone(), node: keyring.node.clone(), number };
-    custody.create_epoch(epoch(keyring.epoch)).await?;
     let key = epoch::record_key(custody, epoch(keyring.epoch)).await?;
     let bytes = record::encode(&keyring, &key);
     fail::fail_point!("recover.before-write");
@@ -321,9 +353,58 @@ async fn retired(opened: Opened, custody: &CustodyClient, kind: RootKind) -> Res
         // The backup does not say.
         created: 0,
         activated: None,
+        forced: None,
         commitment,
         wraps,
     })
+}
+
+/// As [`retired`], with the cloud key as the root, and an offline copy.
+async fn retired_in_cloud(
+    keyring: &mut Keyring,
+    opened: Opened,
+    custody: &CustodyClient,
+    cloud: &InitCloud,
+) -> Result<(), RecoverError> {
+    let Opened { sighting, recovered } = opened;
+    let Candidate { kek, wrap, others } = recovered.candidate;
+    let identity = cloud.upstream.identity();
+    let mut wraps = Vec::new();
+    if (wrap.root_kind, &wrap.root_id) != (identity.kind, &identity.root_id) {
+        let mut context = sighting.wrap_context(&wrap);
+        context.root_kind = identity.kind;
+        context.root_id = identity.root_id.clone();
+        wraps.push(cloud.upstream.wrap(&kek, &context).await.map_err(RecoverError::Upstream)?.wrap);
+    }
+    wraps.push(wrap);
+    wraps.extend(others);
+    wraps.truncate(MAX_WRAPS);
+    let generation = Generation {
+        number: sighting.key_id.generation(),
+        key_id: sighting.key_id,
+        state: GenerationState::Retired,
+        created: 0,
+        activated: None,
+        forced: None,
+        commitment: kek.commitment(),
+        wraps,
+    };
+    let key = offline::copy_key(custody, keyring).await?;
+    offline::put(keyring, &generation, &kek, &key)?;
+    keyring.generations.push(generation);
+    Ok(())
+}
+
+async fn make_active_in_cloud(
+    keyring: &mut Keyring,
+    custody: &CustodyClient,
+    cloud: &InitCloud,
+) -> Result<(), RecoverError> {
+    keyring.begin_rotation(random()?, random()?, unix_now())?;
+    prepare_generation(custody, Some(&*cloud.upstream), keyring).await?;
+    cloud.prove(keyring).await?;
+    keyring.activate(unix_now())?;
+    Ok(())
 }
 
 /// The fresh generation, made without a journal: nothing names it before the one write that also makes it active.

@@ -7,18 +7,23 @@
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use keystead_core::availability::Availability;
+use keystead_core::availability::{Availability, Cause, Observation};
 use keystead_core::keyring::{Generation, Keyring, TransitionError};
+use keystead_core::reason::Reason;
+use keystead_core::scan::NotRewritten;
 use keystead_core::wrap::WrappedKek;
-use keystead_core::{Kek, WrapContext};
+use keystead_core::{FaultClass, Kek, WrapContext};
 use rand_core::{TryRng, UnwrapErr};
 
+use super::cloud;
 use super::epoch::{LoadError, Records};
 use super::explain::explain;
-use super::keys::{Keys, ServeError, unwrap_checked};
+use super::keys::{Keys, ServeError, open_locally};
 use super::lifecycle::Lifecycle;
+use super::offline;
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::CustodyError;
+use crate::upstream::contract::{Upstream, UpstreamError};
 
 /// Where a running rotation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +38,19 @@ pub enum RotationError {
     /// Not while sealed, degraded, or another rotation is under way: the new generation could not be proven.
     #[error("rotation is refused: {0}")]
     Refused(String),
+    /// Another generation would be needed for ever: old ones cannot be deleted while objects hang on them, and a
+    /// cluster that hangs on many has been wedged by the loss of one.
+    #[error(
+        "rotation is refused: Secrets may still be under an older generation ({0}). Rewrite every Secret, then run \
+         `keystead etcd scan`; or rotate all the same with --force REASON, which is kept"
+    )]
+    NotRewritten(NotRewritten),
     #[error(transparent)]
     Transition(#[from] TransitionError),
     #[error("the new key could not be proven: {0}. It is rolled back, or finished, before the next rotation")]
     NotProven(ServeError),
+    #[error("the cloud does not do its part: {0}")]
+    Upstream(UpstreamError),
     #[error(transparent)]
     Storage(#[from] LoadError),
     #[error("the system's random source failed")]
@@ -56,11 +70,16 @@ pub(super) struct Settled {
 }
 
 impl Lifecycle {
-    /// Rotates to a new generation. Returns when the new key ID is served.
+    /// Rotates to a new generation. Returns when the new key ID is served. `force`: a person's reason to do so although
+    /// Secrets under older generations may not have been rewritten; it is kept with the generation if it was needed.
     ///
     /// # Errors
     /// [`RotationError`]; the generation before goes on serving, and what was begun is settled before the next rotation.
-    pub async fn rotate(&self, progress: impl Fn(RotationStep)) -> Result<Generation, RotationError> {
+    pub async fn rotate(
+        &self,
+        force: Option<Reason>,
+        progress: impl Fn(RotationStep),
+    ) -> Result<Generation, RotationError> {
         // Retries of an impatient client must not queue up: each would be a rotation of its own.
         let _alone =
             self.rotating.try_lock().map_err(|_| RotationError::Refused("another rotation is under way".into()))?;
@@ -71,14 +90,22 @@ impl Lifecycle {
         }
         self.settle().await;
         let serving = self.keys.serving();
-        if serving.availability != Availability::Online {
+        if serving.availability != Availability::Online && !self.moves_root() {
             return Err(RotationError::Refused(serving.reason.clone()));
         }
         let Some(keyring) = self.keyring().filter(|keyring| keyring.rotation.is_none() && !self.is_unsettled()) else {
             return Err(RotationError::Refused("the rotation before is not settled yet; the log says why".into()));
         };
+        let forced = match (keyring.rewritten(), force) {
+            (Ok(()), _) => None,
+            (Err(why), None) => return Err(RotationError::NotRewritten(why)),
+            (Err(why), Some(reason)) => {
+                tracing::warn!(%reason, %why, "rotation forced");
+                Some(reason)
+            }
+        };
         let before = keyring.active().map(|generation| generation.key_id.clone());
-        match self.rotate_from(keyring, &progress).await {
+        match self.rotate_from(keyring, forced, &progress).await {
             Ok(settled) => {
                 fail::fail_point!("rotation.before-publish");
                 self.publish_settled(settled);
@@ -101,15 +128,39 @@ impl Lifecycle {
         Ok(generation)
     }
 
+    /// Whether the configuration names another cloud key than the active generation's: what is served meanwhile is its
+    /// offline copy, and a rotation is the way to the new key.
+    fn moves_root(&self) -> bool {
+        let serving = self.keys.serving();
+        let active = serving.keys.as_ref().and_then(|keys| keys.active());
+        let (Some(cloud), Some(wrap)) = (&self.cloud, active.and_then(|slot| slot.generation.upstream_wrap())) else {
+            return false;
+        };
+        let identity = cloud.upstream.identity();
+        matches!(serving.availability, Availability::Degraded { cause: Cause::Upstream(FaultClass::Unclassified), .. })
+            && (wrap.root_kind, &wrap.root_id) != (identity.kind, &identity.root_id)
+    }
+
     async fn rotate_from(
         &self,
         mut keyring: Keyring,
+        forced: Option<Reason>,
         progress: &impl Fn(RotationStep),
     ) -> Result<Settled, RotationError> {
         keyring.begin_rotation(random()?, random()?, unix_now())?;
+        if let Some(intent) = &mut keyring.rotation {
+            intent.forced = forced;
+        }
+        if let (Some(cloud), None) = (&self.cloud, &keyring.upstream) {
+            // A keyring that so far had its root here moves it to the cloud.
+            let (identity, settings) = (cloud.upstream.identity(), &cloud.settings);
+            let state = cloud::first_state(identity, settings.lease, settings.grant_key.clone(), cloud.clock.now());
+            keyring.upstream = Some(state);
+        }
         let keyring = self.records.persist(keyring).await?;
         fail::fail_point!("rotation.intent-written");
-        let keyring = make_generation(&self.records, &self.custody, keyring).await?;
+        let upstream = self.cloud.as_ref().map(|cloud| &*cloud.upstream);
+        let keyring = make_generation(&self.records, &self.custody, upstream, keyring).await?;
         progress(RotationStep::Prepared);
         self.prove_and_activate(&keyring, progress).await
     }
@@ -121,12 +172,47 @@ impl Lifecycle {
         progress: &impl Fn(RotationStep),
     ) -> Result<Settled, RotationError> {
         let prepared = keyring.prepared().ok_or(TransitionError::NoRotation)?;
-        let kek = unwrap_checked(&self.custody, &keyring.keyring, prepared).await.map_err(RotationError::NotProven)?;
+        let mut next = keyring.clone();
+        let kek = if prepared.custody_wrap().is_some() {
+            open_locally(&self.custody, keyring, prepared).await.map_err(RotationError::NotProven)?
+        } else {
+            self.prove_in_cloud(keyring, prepared, &mut next).await?
+        };
         fail::fail_point!("rotation.verified");
         progress(RotationStep::Verified);
-        let mut next = keyring.clone();
         next.activate(unix_now())?;
-        Ok(Settled { keyring: self.records.roll(next).await?, kek: Some(kek) })
+        let keyring = self.records.roll(next).await?;
+        if let Some(cloud) = &self.cloud {
+            cloud.memory().pending_version = None;
+        }
+        Ok(Settled { keyring, kek: Some(kek) })
+    }
+
+    /// Both ways to the key are tried before anything depends on it: the upstream's, and the offline copy's.
+    async fn prove_in_cloud(
+        &self,
+        keyring: &Keyring,
+        prepared: &Generation,
+        next: &mut Keyring,
+    ) -> Result<Kek, RotationError> {
+        let not_here = || RotationError::Refused("the configuration has no [upstream]".into());
+        let cloud = self.cloud.as_ref().ok_or_else(not_here)?;
+        let opened = cloud.open(keyring, prepared).await.map_err(RotationError::Upstream)?;
+        cloud.note_success(&opened, keyring.upstream.as_ref(), cloud.clock.now());
+        self.observe(Observation::Renewed, String::new(), None);
+        if keyring.upstream.as_ref().is_some_and(|state| state.revoked.is_none()) {
+            open_locally(&self.custody, keyring, prepared).await.map_err(RotationError::NotProven)?;
+        }
+        self.put_lease(next);
+        if let (Some(state), Some(wrap)) = (&mut next.upstream, prepared.upstream_wrap()) {
+            state.root_kind = wrap.root_kind;
+            state.root_id = wrap.root_id.clone();
+            state.proven = Some(cloud.digest);
+            for version in cloud.memory().pending_version.iter().chain(&opened.key_version) {
+                state.note_version(version);
+            }
+        }
+        Ok(opened.kek)
     }
 
     /// Settles a rotation that the record says is under way: finishes it once prepared, else rolls it back.
@@ -144,6 +230,10 @@ impl Lifecycle {
                     return Ok(settled);
                 }
                 Err(RotationError::Storage(error)) => return Err(error),
+                // Anything but the cloud's word that this wrap is none of its key's may pass.
+                Err(RotationError::Upstream(error)) if error.class != FaultClass::Corrupt => {
+                    return Err(LoadError::Upstream(error));
+                }
                 Err(RotationError::NotProven(ServeError::Custody(error))) if !is_lost(&error) => {
                     return Err(error.into());
                 }
@@ -225,21 +315,51 @@ fn is_lost(error: &CustodyError) -> bool {
     matches!(error, CustodyError::CmkMissing { .. } | CustodyError::WrapRejected)
 }
 
-/// Makes CMK and KEK of the intended generation, wraps the KEK to every durable root, and persists it as prepared.
+/// Makes CMK and KEK of the intended generation, wraps the KEK to every durable root, and persists it as prepared. With an
+/// upstream the CMK is the cloud's, and what is made here is the offline copy.
 pub(super) async fn make_generation(
     records: &Records,
     custody: &CustodyClient,
+    upstream: Option<&dyn Upstream>,
     mut keyring: Keyring,
 ) -> Result<Keyring, RotationError> {
-    let intent = keyring.rotation.clone().ok_or(TransitionError::NoRotation)?;
-    let context = keyring.wrap_context(&intent, custody.describe().await?.root_kind);
-    let (wrap, kek) = custody.new_kek(context.clone()).await?;
-    fail::fail_point!("rotation.cmk-created");
-    let wraps = durable_wraps(&keyring, context, wrap, &kek)?;
-    keyring.prepare(kek.commitment(), wraps, unix_now())?;
+    prepare_generation(custody, upstream, &mut keyring).await?;
     let keyring = records.persist(keyring).await?;
     fail::fail_point!("rotation.prepared");
     Ok(keyring)
+}
+
+/// [`make_generation`] but for the last step.
+pub(super) async fn prepare_generation(
+    custody: &CustodyClient,
+    upstream: Option<&dyn Upstream>,
+    keyring: &mut Keyring,
+) -> Result<(), RotationError> {
+    let intent = keyring.rotation.clone().ok_or(TransitionError::NoRotation)?;
+    let (context, wrap, kek) = match upstream {
+        None => {
+            let context = keyring.wrap_context(&intent, custody.describe().await?.root_kind);
+            let (wrap, kek) = custody.new_kek(context.clone()).await?;
+            (context, wrap, kek)
+        }
+        Some(upstream) => {
+            let identity = upstream.identity();
+            let context = keyring.wrap_context_under(&intent, identity.kind, identity.root_id.clone());
+            let made = upstream.generate(&context).await.map_err(RotationError::Upstream)?;
+            if let (Some(state), Some(version)) = (&mut keyring.upstream, &made.wrapped.key_version) {
+                state.note_version(version);
+            }
+            (context, made.wrapped.wrap, made.kek)
+        }
+    };
+    fail::fail_point!("rotation.cmk-created");
+    let wraps = durable_wraps(keyring, context, wrap, &kek)?;
+    keyring.prepare(kek.commitment(), wraps, unix_now())?;
+    if let (Some(_), Some(prepared)) = (upstream, keyring.prepared().cloned()) {
+        let key = offline::copy_key(custody, keyring).await?;
+        offline::put(keyring, &prepared, &kek, &key)?;
+    }
+    Ok(())
 }
 
 /// The custody wrap, and the recovery wrap if the keyring has a recovery key.
@@ -262,7 +382,7 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], RotationError> {
     Ok(bytes)
 }
 
-/// Unix seconds; 0 on a machine whose clock is before 1970. For people, never for a decision.
+/// Unix seconds; 1 in the first second of 1970 and before, for 0 reads as *never*. For people, never for a decision.
 pub(super) fn unix_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |since| since.as_secs().max(1))
 }

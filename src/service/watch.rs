@@ -16,7 +16,14 @@ pub async fn watch(lifecycle: Arc<Lifecycle>, custody_changed: Arc<Notify>) {
     let _ = tokio::time::timeout(FIRST_CUSTODIAN, custody_changed.notified()).await;
     loop {
         let pause = lifecycle.tend().await;
+        lifecycle.follow_key_version().await;
         // Whichever comes first; a notice that came while tending is kept.
-        let _ = tokio::time::timeout(pause, custody_changed.notified()).await;
+        let noticed = async {
+            tokio::select! {
+                () = custody_changed.notified() => {}
+                () = lifecycle.woken() => {}
+            }
+        };
+        let _ = tokio::time::timeout(pause, noticed).await;
     }
 }

@@ -4,13 +4,17 @@
 //! a new file, synced, renamed over the old one, and the folder synced: after a power cut there is the old record or the
 //! new one. One process at a time, by a lock.
 
+mod marker;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use keystead_core::record::{MAX_LEN, RecordError, UnverifiedRecord};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+
+pub use marker::Marker;
 
 const RECORD: &str = "keyring.store";
 const NEW_RECORD: &str = "keyring.store.new";
@@ -65,7 +69,12 @@ impl Store {
 
     /// The record as it stands, parsed but not believed; `None` before `init`.
     pub fn load(&self) -> Result<Option<UnverifiedRecord>, StoreError> {
-        let path = self.folder.join(RECORD);
+        Self::peek(&self.folder)
+    }
+
+    /// As [`Self::load`], without opening the store: for a look beside a running daemon. Takes no lock, writes nothing.
+    pub fn peek(folder: &Path) -> Result<Option<UnverifiedRecord>, StoreError> {
+        let path = folder.join(RECORD);
         let file = match open_record(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -112,6 +121,11 @@ impl Store {
         Ok(Some(aside))
     }
 
+    /// The marker of a revocation that lies beside the record.
+    pub fn marker(&self) -> Marker {
+        Marker::new(&self.folder)
+    }
+
     /// Whether there is a record, readable or not.
     pub fn is_empty(&self) -> bool {
         !self.folder.join(RECORD).exists()
@@ -154,6 +168,14 @@ impl Store {
             .and_then(|folder| folder.sync_all())
             .map_err(|source| StoreError::io("sync", &self.folder, source))
     }
+}
+
+/// Whether somebody else than this process's user may change what is in `folder`: remove the record, put an old one back.
+/// Root's group and a group of one's own hold nobody who could not do it anyway.
+pub fn writable_by_others(folder: &Path) -> io::Result<bool> {
+    let stat = std::fs::metadata(folder)?;
+    let own_group = stat.gid() == 0 || stat.gid() == rustix::process::getegid().as_raw();
+    Ok(stat.mode() & 0o002 != 0 || (stat.mode() & 0o020 != 0 && !own_group))
 }
 
 /// A regular file in the folder itself: whoever can write the folder must not make us read, or wait for, another.

@@ -25,7 +25,10 @@ fn record(revision: u64) -> Vec<u8> {
         recovery: RecoveryRoot::Declined,
         last_number: GenerationNumber(0),
         rotation: None,
+        scan: None,
+        upstream: None,
         generations: Vec::new(),
+        audit: None,
     };
     keyring.begin_rotation([1; 16], [2; 16], 3).unwrap();
     encode(&keyring, &Fixed)

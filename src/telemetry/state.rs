@@ -15,7 +15,7 @@ use crate::custody::client::CustodyClient;
 use crate::service::lifecycle::Lifecycle;
 
 /// What the daemon is doing at one instant. The rooms count; whoever composes them fills this in.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct State {
     pub availability: Availability,
     /// 0 while none is known.
@@ -32,6 +32,51 @@ pub struct State {
     pub sockets: Vec<Socket>,
     pub store_revision: u64,
     pub epoch: u64,
+    /// `None` without an audit trail.
+    pub audit: Option<Audit>,
+    /// `None` in the local profile: no metric of it is shown then.
+    pub upstream: Option<Upstream>,
+}
+
+/// How the audit trail fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Audit {
+    pub written: u64,
+    pub lost: u64,
+    pub failures: u64,
+    pub failing: bool,
+}
+
+/// The cloud key and the lease on its offline copy.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Upstream {
+    /// The last call succeeded.
+    pub up: bool,
+    /// Unix seconds; 0 for never.
+    pub last_contact: u64,
+    pub lease_remaining: u64,
+    pub lease_total: u64,
+    /// Class of the last call that failed; `None` while up.
+    pub fault_class: Option<String>,
+    pub calls: Vec<Calls>,
+    pub calls_today: u64,
+    pub call_budget: u64,
+    pub cost_today: f64,
+    pub currency: String,
+    /// What ends, and when in Unix seconds.
+    pub not_after: Vec<(String, u64)>,
+    /// A newer version of the cloud key is known, and no generation was made for it.
+    pub new_version: bool,
+    /// A reboot now would be survived.
+    pub reboot_survives: bool,
+}
+
+/// How often one operation of the cloud's API succeeded and failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Calls {
+    pub operation: String,
+    pub succeeded: u64,
+    pub failed: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,6 +85,9 @@ pub enum Availability {
     Sealed,
     Degraded,
     Online,
+    Expired,
+    Revoked,
+    Disabled,
 }
 
 /// How often one kind of request ended one way.
@@ -71,6 +119,9 @@ impl State {
                 availability::Availability::Sealed(_) => Availability::Sealed,
                 availability::Availability::Degraded { .. } => Availability::Degraded,
                 availability::Availability::Online => Availability::Online,
+                availability::Availability::Expired => Availability::Expired,
+                availability::Availability::Revoked { .. } => Availability::Revoked,
+                availability::Availability::Disabled => Availability::Disabled,
             },
             custody_state: custody_state.name(),
             device_calls: custody_state.description.map_or(0, |description| description.device_operations),
@@ -93,13 +144,16 @@ impl State {
 }
 
 impl Availability {
-    const ALL: [Self; 3] = [Self::Sealed, Self::Degraded, Self::Online];
+    const ALL: [Self; 6] = [Self::Sealed, Self::Degraded, Self::Online, Self::Expired, Self::Revoked, Self::Disabled];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sealed => "sealed",
             Self::Degraded => "degraded",
             Self::Online => "online",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Disabled => "disabled",
         }
     }
 }
@@ -148,7 +202,12 @@ impl<F: Fn() -> State + Send + Sync + 'static> Collector for StateCollector<F> {
         let refused = state.sockets.iter().flat_map(|socket| {
             socket.refused.iter().map(|(reason, count)| ([("socket", socket.name), ("reason", *reason)], *count))
         });
-        page.counters("keystead_connections_refused", "Connections refused, by reason.", refused)
+        page.counters("keystead_connections_refused", "Connections refused, by reason.", refused)?;
+
+        if let Some(audit) = &state.audit {
+            page.audit(audit)?;
+        }
+        state.upstream.as_ref().map_or(Ok(()), |upstream| page.upstream(upstream))
     }
 }
 
@@ -161,32 +220,67 @@ impl Page<'_> {
         self.gauges(name, help, [(NO_LABELS, value)])
     }
 
-    fn gauges<const N: usize>(
+    fn audit(&mut self, audit: &Audit) -> fmt::Result {
+        self.counters("keystead_audit_lines", "Lines written to the audit trail.", [(NO_LABELS, audit.written)])?;
+        self.counters("keystead_audit_lost", "Requests served but not recorded.", [(NO_LABELS, audit.lost)])?;
+        let help = "Writes to the audit trail that failed.";
+        self.counters("keystead_audit_failures", help, [(NO_LABELS, audit.failures)])?;
+        self.gauge("keystead_audit_failing", "1 while the audit trail cannot be written.", audit.failing.into())
+    }
+
+    fn upstream(&mut self, upstream: &Upstream) -> fmt::Result {
+        self.gauge("keystead_upstream_up", "1 while the last call to the cloud KMS succeeded.", upstream.up.into())?;
+        let name = "keystead_upstream_last_contact_timestamp_seconds";
+        self.gauge(name, "When the cloud key was last used.", upstream.last_contact)?;
+        self.gauge("keystead_lease_remaining_seconds", "What is left of the lease.", upstream.lease_remaining)?;
+        self.gauge("keystead_lease_seconds", "A whole lease.", upstream.lease_total)?;
+        let fault = upstream.fault_class.iter().map(|class| ([("class", class.as_str())], 1));
+        self.gauges("keystead_upstream_fault", "1 for the class of the present fault.", fault)?;
+        let calls = upstream.calls.iter().flat_map(|each| {
+            let row = |outcome, count| ([("operation", each.operation.as_str()), ("outcome", outcome)], count);
+            [row("ok", each.succeeded), row("failed", each.failed)]
+        });
+        self.counters("keystead_upstream_calls", "Calls to the cloud, by operation and outcome.", calls)?;
+        self.gauge("keystead_upstream_calls_today", "Calls of the last 24 hours.", upstream.calls_today)?;
+        self.gauge("keystead_upstream_call_budget", "Calls a day that raise the alarm.", upstream.call_budget)?;
+        let cost = [([("currency", upstream.currency.as_str())], ConstGauge::new(upstream.cost_today))].into_iter();
+        let help = "Estimated cost of the last 24 hours.";
+        self.family("keystead_upstream_cost_today", help, MetricType::Gauge, cost)?;
+        let ends = upstream.not_after.iter().map(|(what, end)| ([("what", what.as_str())], *end));
+        let help = "When a certificate or credential in use ends.";
+        self.gauges("keystead_not_after_timestamp_seconds", help, ends)?;
+        let new = upstream.new_version.into();
+        self.gauge("keystead_upstream_new_version", "1 while a version of the cloud key waits for a rotation.", new)?;
+        let help = "1 while a reboot now would be survived.";
+        self.gauge("keystead_reboot_survives", help, upstream.reboot_survives.into())
+    }
+
+    fn gauges<'a, const N: usize>(
         &mut self,
         name: &str,
         help: &str,
-        rows: impl IntoIterator<Item = ([(&'static str, &'static str); N], u64)>,
+        rows: impl IntoIterator<Item = ([(&'static str, &'a str); N], u64)>,
     ) -> fmt::Result {
         let rows = rows.into_iter().map(|(labels, value)| (labels, ConstGauge::new(value)));
         self.family(name, help, MetricType::Gauge, rows)
     }
 
-    fn counters<const N: usize>(
+    fn counters<'a, const N: usize>(
         &mut self,
         name: &str,
         help: &str,
-        rows: impl IntoIterator<Item = ([(&'static str, &'static str); N], u64)>,
+        rows: impl IntoIterator<Item = ([(&'static str, &'a str); N], u64)>,
     ) -> fmt::Result {
         let rows = rows.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value)));
         self.family(name, help, MetricType::Counter, rows)
     }
 
-    fn family<const N: usize>(
+    fn family<'a, const N: usize>(
         &mut self,
         name: &str,
         help: &str,
         kind: MetricType,
-        rows: impl Iterator<Item = ([(&'static str, &'static str); N], impl EncodeMetric)>,
+        rows: impl Iterator<Item = ([(&'static str, &'a str); N], impl EncodeMetric)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, kind)?;
         for (labels, metric) in rows {
@@ -217,6 +311,7 @@ mod tests {
             custody_state: "ready",
             custodian_restarts: 2,
             custody_operations: vec![Operations { kind: "unwrap", outcome: "ok", count: 7 }],
+            audit: Some(Audit { written: 12, lost: 3, failures: 1, failing: true }),
             sockets: vec![Socket { name: "kms", open: 1, accepted: 5, refused: vec![("limit", 0), ("peer", 4)] }],
             ..State::default()
         });
@@ -228,6 +323,9 @@ mod tests {
             "keystead_custody_state{state=\"ready\"} 1\n",
             "keystead_custodian_restarts_total 2\n",
             "keystead_custody_operations_total{kind=\"unwrap\",outcome=\"ok\"} 7\n",
+            "keystead_audit_lines_total 12\n",
+            "keystead_audit_lost_total 3\n",
+            "keystead_audit_failing 1\n",
             "keystead_connections_open{socket=\"kms\"} 1\n",
             "keystead_connections_accepted_total{socket=\"kms\"} 5\n",
             "keystead_connections_refused_total{socket=\"kms\",reason=\"peer\"} 4\n",
@@ -236,5 +334,78 @@ mod tests {
         }
         generation.store(4, Ordering::Relaxed);
         assert!(metrics.render().unwrap().contains("keystead_active_generation 4\n"));
+    }
+    fn cloud_page() -> String {
+        let mut metrics = Metrics::new();
+        register(metrics.registry(), || State {
+            availability: Availability::Degraded,
+            upstream: Some(Upstream {
+                up: false,
+                last_contact: 1_763_816_045,
+                lease_remaining: 3600,
+                lease_total: 259_200,
+                fault_class: Some("unreachable".into()),
+                calls: vec![Calls { operation: "Decrypt".into(), succeeded: 0, failed: 3 }],
+                calls_today: 3,
+                call_budget: 400,
+                cost_today: 0.000_009,
+                currency: "USD".into(),
+                not_after: vec![("certificate of kms.example.com".into(), 1_763_820_000)],
+                new_version: false,
+                reboot_survives: true,
+            }),
+            ..State::default()
+        });
+        metrics.render().unwrap()
+    }
+
+    #[test]
+    fn cloud_profile_shows_lease_calls_and_ends() {
+        let page = cloud_page();
+        for line in [
+            "keystead_availability{state=\"revoked\"} 0\n",
+            "keystead_upstream_up 0\n",
+            "keystead_upstream_fault{class=\"unreachable\"} 1\n",
+            "keystead_lease_remaining_seconds 3600\n",
+            "keystead_upstream_calls_total{operation=\"Decrypt\",outcome=\"failed\"} 3\n",
+            "keystead_upstream_cost_today{currency=\"USD\"} 0.000009\n",
+            "keystead_not_after_timestamp_seconds{what=\"certificate of kms.example.com\"} 1763820000\n",
+            "keystead_reboot_survives 1\n",
+        ] {
+            assert!(page.contains(line), "{line} is not in\n{page}");
+        }
+    }
+
+    #[test]
+    fn local_profile_shows_nothing_of_a_cloud() {
+        let mut metrics = Metrics::new();
+        register(metrics.registry(), State::default);
+        let page = metrics.render().unwrap();
+        assert!(!page.contains("upstream") && !page.contains("lease"), "{page}");
+    }
+
+    /// An alert on a metric that does not exist is silent for ever.
+    #[test]
+    fn alert_rules_name_only_metrics_that_exist() {
+        let rules = include_str!("../../packaging/prometheus/keystead-alerts.yaml");
+        let mut page = cloud_page();
+        // Counted by rpc, for all its requests.
+        page.push_str("keystead_kms_requests_total 0\n");
+        let expressions = rules.lines().filter_map(|line| line.trim().strip_prefix("expr: "));
+        let mut seen = 0;
+        for expression in expressions {
+            for word in expression.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_')) {
+                if word.starts_with("keystead_") {
+                    let shown = page
+                        .lines()
+                        .any(|line| line.strip_prefix(word).is_some_and(|rest| rest.starts_with(['{', ' '])));
+                    assert!(shown, "{word} in {expression}");
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen >= 10, "{seen} metrics in the rules");
+        assert_eq!(rules.matches("- alert: ").count(), rules.matches("expr: ").count());
+        assert_eq!(rules.matches("- alert: ").count(), rules.matches("description: ").count());
     }
 }

@@ -52,7 +52,11 @@ pub fn refusal(custody: &Custody, context: &WrapContext, wrap: &[u8]) -> Custody
 }
 
 pub fn derive(custody: &Custody, epoch: &EpochRef) -> Result<[u8; 32], CustodyError> {
-    match custody.ask(Request::DeriveEpochKey { epoch: epoch.clone(), purpose: EpochPurpose::Record })? {
+    derive_for(custody, epoch, EpochPurpose::Record)
+}
+
+pub fn derive_for(custody: &Custody, epoch: &EpochRef, purpose: EpochPurpose) -> Result<[u8; 32], CustodyError> {
+    match custody.ask(Request::DeriveEpochKey { epoch: epoch.clone(), purpose })? {
         Answer::EpochKey(key) => Ok(*key),
         other => panic!("no epoch key: {other:?}"),
     }

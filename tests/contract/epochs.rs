@@ -1,10 +1,10 @@
 //! Epoch secrets.
 
-use keystead::custody::contract::{CustodyError, Request};
+use keystead::custody::contract::{CustodyError, EpochPurpose, Request};
 use keystead::custody::settings::MechanismChoice;
 
 use crate::TokenCase;
-use crate::asking::{cmks, context, derive, describe, done, epoch, epochs, new_kek};
+use crate::asking::{cmks, context, derive, derive_for, describe, done, epoch, epochs, new_kek};
 use crate::support::custodian::Custody;
 use crate::support::faulty::with_fault;
 use crate::support::inspect;
@@ -46,14 +46,17 @@ pub fn stable_and_different(rig: &Rig) {
     for epoch in &all {
         done(&custody, Request::CreateEpoch(epoch.clone()));
     }
-    let keys: Vec<_> = all.iter().map(|epoch| derive(&custody, epoch).unwrap()).collect();
+    let mut keys: Vec<_> = all.iter().map(|epoch| derive(&custody, epoch).unwrap()).collect();
+    for purpose in [EpochPurpose::Audit, EpochPurpose::OfflineCopy] {
+        keys.extend(all.iter().map(|epoch| derive_for(&custody, epoch, purpose).unwrap()));
+    }
     for (index, key) in keys.iter().enumerate() {
-        assert!(!keys[..index].contains(key), "two epochs give one key");
+        assert!(!keys[..index].contains(key), "two epochs or purposes give one key");
     }
     // One that is there already is kept.
     done(&custody, Request::CreateEpoch(all[0].clone()));
     custody.replace();
-    assert_eq!(all.iter().map(|epoch| derive(&custody, epoch).unwrap()).collect::<Vec<_>>(), keys);
+    assert_eq!(all.iter().map(|epoch| derive(&custody, epoch).unwrap()).collect::<Vec<_>>(), keys[..all.len()]);
     assert_eq!(epochs(&custody, "default", "edge-1"), [1, 2, u64::MAX]);
     assert_eq!(epochs(&custody, "default", "edge-2"), [1]);
     assert_eq!(epochs(&custody, "default", "edge-3"), [0; 0]);

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
 
-use crate::daemon::{Finished, Site, decrypt, encrypt};
+use crate::daemon::{DEADLINE, Finished, Site, decrypt, encrypt};
 
 #[tokio::test]
 async fn socket_folder_missing_at_boot_is_made() {
@@ -43,6 +44,33 @@ async fn second_daemon_on_one_store_ends_and_disturbs_nobody() {
 
     assert_eq!(fs::read(site.store_file()).unwrap(), record);
     assert_eq!(decrypt(&mut daemon.kms().await, &encrypted).await.unwrap(), b"seed");
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     assert_eq!(daemon.status().await.availability, "online");
+}
+
+/// A service manager and a person, say: whoever has the sockets has the store.
+#[tokio::test]
+async fn of_two_daemons_started_at_once_one_serves_and_the_other_ends() {
+    let site = Site::initialized("");
+    for _ in 0..5 {
+        let mut daemons = [site.spawn(&[]), site.spawn(&[])];
+        let started = Instant::now();
+        let loser = loop {
+            let ended: Vec<usize> = (0..2).filter(|index| daemons[*index].has_ended()).collect();
+            match ended[..] {
+                [] => assert!(started.elapsed() < DEADLINE, "neither gives way"),
+                [loser] => break loser,
+                _ => panic!("both ended: {}", daemons[0].log()),
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        };
+        let winner = &mut daemons[1 - loser];
+        winner.until_serving().await;
+        encrypt(&mut winner.kms().await, b"seed").await;
+        assert_eq!(daemons[loser].wait().code(), Some(1));
+        let [first, second] = daemons;
+        assert!(if loser == 0 { second } else { first }.stop().success());
+    }
+    let log = fs::read_to_string(site.path().join("log")).unwrap();
+    assert!(!log.contains("ended unexpectedly"), "{log}");
 }

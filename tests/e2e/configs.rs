@@ -17,6 +17,7 @@ fn every_example_loads_and_says_where_its_facts_come_from() {
         let settings = settings.unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(settings.custody.module.is_absolute(), "{name}");
         let first = source.text().lines().next().unwrap_or_default().to_owned();
+        assert_eq!(settings.upstream.is_some(), name.starts_with("cloud-"), "{name}");
         // Only what the contract suite runs on may claim to be verified.
         let verified = matches!(name.as_str(), "softhsm" | "kryoptic" | "swtpm");
         let claim = if verified { "# verified-on: " } else { "# from-vendor-docs: " };
@@ -24,18 +25,10 @@ fn every_example_loads_and_says_where_its_facts_come_from() {
         seen.push(name);
     }
     seen.sort();
-    assert_eq!(
-        seen,
-        [
-            "aws-cloudhsm",
-            "kryoptic",
-            "luna",
-            "nitrokey-hsm2",
-            "softhsm",
-            "swtpm",
-            "tpm-discrete",
-            "utimaco",
-            "yubihsm2"
-        ]
-    );
+    let tokens = ["aws-cloudhsm", "kryoptic", "luna", "nitrokey-hsm2", "softhsm", "utimaco", "yubihsm2"];
+    let tpms = ["swtpm", "tpm-discrete"];
+    let clouds = ["cloud-alibaba", "cloud-aws", "cloud-ibm"];
+    let mut expected = [&tokens[..], &tpms, &clouds].concat();
+    expected.sort_unstable();
+    assert_eq!(seen, expected);
 }

@@ -24,7 +24,7 @@ pub async fn rotation_survives_every_kill(site: &Site) {
         let server = daemon.role("server").expect("a server runs");
         let before = encrypt(&mut daemon.kms().await, name.as_bytes()).await;
         // The server is killed in the middle of it: the command fails, and that shows that the point was reached.
-        let output = site.keystead(["key", "rotate", "--yes"]);
+        let output = site.rotate();
         assert!(!output.status.success(), "{name} was never reached");
         until_gone(server);
         daemon.kill();
@@ -36,7 +36,7 @@ pub async fn rotation_survives_every_kill(site: &Site) {
         sealed.push(before);
         key_ids.insert(after.clone());
         // And the next rotation goes through.
-        site.keystead(["key", "rotate", "--yes"]).expect_success();
+        site.rotate().expect_success();
         let rotated = kms.status(StatusRequest {}).await.unwrap().into_inner().key_id;
         assert!(key_ids.insert(rotated), "{name}: a key ID was used twice");
         for encrypted in &sealed {
@@ -96,11 +96,11 @@ async fn a_record_from_the_middle_of_a_change_is_refused_afterwards() {
         let mut daemon = site.spawn(&[("KEYSTEAD_KILL_AT", name)]);
         daemon.until_serving().await;
         let before = encrypt(&mut daemon.kms().await, b"before").await;
-        site.keystead(["key", "rotate", "--yes"]);
+        site.rotate();
         daemon.kill();
         copies.push(fs::read(site.store_file()).unwrap());
         let daemon = site.serve().await;
-        site.keystead(["key", "rotate", "--yes"]).expect_success();
+        site.rotate().expect_success();
         let after = encrypt(&mut daemon.kms().await, b"after").await;
         assert!(daemon.stop().success());
 
@@ -127,7 +127,11 @@ async fn custodian_and_supervisor_killed_in_the_middle_of_a_rotation_lose_nothin
         let mut daemon = site.spawn(&[("FAILPOINTS", "rotation.intent-written=sleep(400)")]);
         daemon.until_serving().await;
         let before = encrypt(&mut daemon.kms().await, b"before").await;
-        let mut rotate = site.command(["key", "rotate", "--yes"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+        let mut rotate = site
+            .command(["key", "rotate", "--yes", "--force", "for a test"])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
         let file = site.store_file();
         crate::memory::wait_until("the intent is written", || {
             std::fs::read_to_string(&file).is_ok_and(|text| !text.contains("\"rotation\": null"))
@@ -143,7 +147,7 @@ async fn custodian_and_supervisor_killed_in_the_middle_of_a_rotation_lose_nothin
         }
         let daemon = site.serve().await;
         assert_eq!(decrypt(&mut daemon.kms().await, &before).await.unwrap(), b"before", "{victim}");
-        site.keystead(["key", "rotate", "--yes"]).expect_success();
+        site.rotate().expect_success();
     }
 }
 
@@ -157,7 +161,7 @@ async fn a_full_disk_at_any_write_refuses_the_rotation_and_serves_on() {
         daemon.until_serving().await;
         let mut kms = daemon.kms().await;
         let before = encrypt(&mut kms, b"seed").await;
-        let error = site.keystead(["key", "rotate", "--yes"]).expect_failure(4);
+        let error = site.rotate().expect_failure(4);
         assert!(error.contains("No space left"), "{error}");
         // What is not on disk is not shown.
         assert_eq!(decrypt(&mut kms, &before).await.unwrap(), b"seed");
@@ -175,7 +179,7 @@ async fn a_full_disk_at_any_write_refuses_the_rotation_and_serves_on() {
         assert!(daemon.stop().success());
 
         let daemon = site.serve().await;
-        site.keystead(["key", "rotate", "--yes"]).expect_success();
+        site.rotate().expect_success();
         let mut kms = daemon.kms().await;
         assert_ne!(encrypt(&mut kms, b"seed").await.key_id, before.key_id);
         assert_eq!(decrypt(&mut kms, &before).await.unwrap(), b"seed");
@@ -187,7 +191,8 @@ async fn rotations_asked_for_at_once_are_one_rotation() {
     let site = Site::initialized("");
     let mut daemon = site.spawn(&[("FAILPOINTS", "rotation.intent-written=sleep(500)")]);
     daemon.until_serving().await;
-    let impatient: Vec<_> = (0..4).map(|_| site.command(["key", "rotate", "--yes"]).spawn().unwrap()).collect();
+    let impatient: Vec<_> =
+        (0..4).map(|_| site.command(["key", "rotate", "--yes", "--force", "for a test"]).spawn().unwrap()).collect();
     let succeeded = impatient.into_iter().filter_map(|mut child| child.wait().ok()).filter(|status| status.success());
     assert_eq!(succeeded.count(), 1);
     assert_eq!(daemon.status().await.active_generation, 2);

@@ -27,7 +27,7 @@ async fn survives(daemon: &Daemon, site: &Site, signal: Signal) {
     assert!(load.stop().await > 0);
     // The new one does everything the old one did.
     let before = encrypt(&mut kms, b"before").await;
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     assert_eq!(decrypt(&mut kms, &before).await.unwrap(), b"before");
 }
 
@@ -55,7 +55,7 @@ async fn hung_custodian_is_replaced_while_requests_are_served() {
     let load = Load::start(&kms);
     let hung = daemon.kill_role("custodian", Signal::STOP);
     // Anything that needs custody finds out; a rotation does at once.
-    site.keystead(["key", "rotate", "--yes"]).expect_failure(4);
+    site.rotate().expect_failure(4);
     daemon
         .until("a new custodian that answers", |status| {
             let custody = status.custody.clone().unwrap_or_default();
@@ -64,7 +64,7 @@ async fn hung_custodian_is_replaced_while_requests_are_served() {
         .await;
     assert_ne!(daemon.role("custodian"), Some(hung));
     assert!(load.stop().await > 0);
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
 }
 
 #[tokio::test]
@@ -99,11 +99,11 @@ async fn a_token_that_goes_away_degrades_and_comes_back() {
     assert!(status.reason.contains("DO NOT RESTART"), "{}", status.reason);
     assert_eq!(decrypt(&mut kms, &encrypted).await.unwrap(), b"seed");
     assert_eq!(encrypt(&mut kms, b"seed").await.key_id, encrypted.key_id);
-    let error = site.keystead(["key", "rotate", "--yes"]).expect_failure(4);
+    let error = site.rotate().expect_failure(4);
     assert!(error.contains("refused"), "{error}");
     std::fs::rename(&away, &tokens).unwrap();
     daemon.until("online", |status| status.availability == "online").await;
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     assert_eq!(decrypt(&mut kms, &encrypted).await.unwrap(), b"seed");
 }
 
@@ -121,6 +121,9 @@ async fn only_the_custodian_loads_the_module_and_can_read_the_pin() {
         "{sandbox:?}"
     );
     assert!(!sandbox.server_can_read_pin);
+    let process = daemon.status().await.custody.unwrap().process.expect("the custodian says how it is confined");
+    assert!(process.system_calls_filtered && process.no_new_privs && !process.dumpable, "{process:?}");
+    assert_eq!([sandbox.uid, process.uid], [rustix::process::getuid().as_raw(); 2]);
     let maps =
         |pid| std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("readable as root or by ptrace rights");
     if rustix::process::getuid().is_root() {
@@ -134,4 +137,6 @@ async fn only_the_custodian_loads_the_module_and_can_read_the_pin() {
     let daemon = site.serve().await;
     let sandbox = daemon.status().await.sandbox.expect("a sandbox report");
     assert!(sandbox.server_can_read_pin && !sandbox.landlock && !sandbox.system_calls_filtered, "{sandbox:?}");
+    let process = daemon.status().await.custody.unwrap().process.unwrap();
+    assert!(!process.system_calls_filtered && process.no_new_privs, "{process:?}");
 }

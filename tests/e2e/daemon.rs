@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tonic::transport::Channel;
 
 use crate::clients::channel;
-use crate::token::Token;
+use crate::token::{Make, Token};
 
 pub type Kms = KeyManagementServiceClient<Channel>;
 pub type Admin = AdminClient<Channel>;
@@ -38,8 +38,12 @@ pub struct Daemon {
 impl Site {
     /// A token and a configuration, no key yet. `extra` is appended to the configuration.
     pub fn bare(extra: &str) -> Self {
+        Self::bare_on(Make::SoftHsm, extra)
+    }
+
+    pub fn bare_on(make: Make, extra: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("ks-").tempdir().expect("a temporary folder");
-        let token = Token::new(&folder.path().join("token"), "keystead");
+        let token = Token::made_by(make, &folder.path().join("token"), "keystead");
         let site = Self { folder, token };
         site.configure(&site.token.custody("keystead"), extra);
         site
@@ -94,6 +98,11 @@ impl Site {
     /// Runs a command to its end.
     pub fn keystead<const N: usize>(&self, args: [&str; N]) -> Output {
         self.command(args).output().expect("keystead runs")
+    }
+
+    /// Rotates, whatever was rewritten.
+    pub fn rotate(&self) -> Output {
+        self.keystead(["key", "rotate", "--yes", "--force", "for a test"])
     }
 
     /// Starts the daemon without waiting for it to serve.
@@ -198,6 +207,10 @@ impl Daemon {
             assert!(started.elapsed() < DEADLINE, "never {what}; last {last:?}\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("child").is_some()
     }
 
     /// Waits for the end of the supervisor, and with it of all.

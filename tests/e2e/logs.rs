@@ -13,7 +13,7 @@ async fn requests_are_logged_once_and_nothing_secret_is() {
     let mut tampered = encrypted.clone();
     tampered.ciphertext[40] ^= 1;
     decrypt(&mut kms, &tampered).await.unwrap_err();
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     let metrics = crate::clients::metrics(&daemon).await;
     let log_so_far = daemon.log();
     assert!(daemon.stop().success());

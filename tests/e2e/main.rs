@@ -1,5 +1,6 @@
 //! The real daemon on a real SoftHSM token, as its users meet it. Each test has its own folder, token and sockets.
 
+mod audit;
 mod authority;
 mod boot;
 #[cfg(feature = "tpm")]
@@ -7,24 +8,33 @@ mod boot;
 #[allow(dead_code, reason = "the contract suite uses all of it")]
 mod chip;
 mod clients;
+mod clock;
+mod cloud;
+mod cluster;
 mod configs;
 mod crash;
 mod custodian;
 mod daemon;
 mod disk;
+mod doctor;
 mod etcd;
 mod grpcio;
+mod guard;
 mod hotswap;
 mod input;
 mod kms;
+mod live;
 mod load;
 mod logs;
 mod memory;
 mod misconfigured;
+mod proxy;
 mod quickstart;
 mod recover;
 mod recovery;
+mod roles;
 mod rotation;
+mod scan;
 mod shim;
 mod sockets;
 mod stale;
@@ -35,3 +45,4 @@ mod tpm;
 #[path = "../../crates/bench/src/tpm_proxy.rs"]
 #[allow(dead_code, reason = "the contract suite uses the rest")]
 mod tpm_proxy;
+mod users;

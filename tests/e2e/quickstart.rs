@@ -19,9 +19,9 @@ impl Quickstart {
         self.folder.path().join("state")
     }
 
-    fn run(&self, argument: &str) -> Output {
+    fn run(&self, arguments: &str) -> Output {
         Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/quickstart"))
-            .args(argument.split(' '))
+            .args(arguments.split(' '))
             .env("KEYSTEAD_STATE", self.state())
             .env("KEYSTEAD_BIN", env!("CARGO_BIN_EXE_keystead"))
             .output()
@@ -38,6 +38,7 @@ impl Quickstart {
 impl Drop for Quickstart {
     fn drop(&mut self) {
         self.run("stop");
+        let _ = std::fs::remove_file(self.state().join("rig/running"));
     }
 }
 
@@ -84,4 +85,45 @@ fn quickstart_serves_from_a_software_tpm_and_keeps_its_key() {
     // Without saying it again.
     quickstart.run("start").expect_success();
     assert_eq!(quickstart.shell("keystead kms status --output json").expect_success(), key_id);
+}
+
+#[test]
+fn quickstart_of_the_cloud_profile_tells_the_whole_story_and_leaves_scripts_that_act_on_it() {
+    let quickstart = Quickstart::new();
+    let told = quickstart.run("start --profile cloud").expect_success();
+    println!("{told}");
+    for step in [
+        "noticed; the lease runs",
+        "restarted without the cloud",
+        "online again",
+        "refused: Status, Encrypt and Decrypt fail",
+        "service is back",
+    ] {
+        let line = told.lines().find(|line| line.contains(step)).unwrap_or_else(|| panic!("no {step:?} in:\n{told}"));
+        assert!(line.ends_with(" s"), "{line} has no time");
+    }
+    let rig = |name: &str| Command::new(quickstart.state().join("rig").join(name)).output().unwrap();
+    let availability = "keystead status --output json | sed -n 's/^  \"availability\": \"\\(.*\\)\",$/\\1/p'";
+    let until = |wanted: &str| {
+        let wait =
+            format!("for _ in $(seq 600); do [[ $({availability}) == {wanted} ]] && exit 0; sleep 0.05; done; exit 1");
+        quickstart.shell(&wait).expect_success();
+    };
+    until("online");
+    rig("cloud-down").expect_success();
+    until("degraded");
+    rig("restart").expect_success();
+    until("degraded");
+    quickstart.shell("printf seed | keystead kms encrypt | keystead kms decrypt | grep -q seed").expect_success();
+    rig("cloud-up").expect_success();
+    rig("key-disable").expect_success();
+    until("revoked");
+    assert!(!quickstart.shell("keystead kms status").status.success());
+    rig("key-enable").expect_success();
+    until("online");
+    let other = quickstart.run("start --profile local");
+    assert!(String::from_utf8_lossy(&other.stderr).contains("cloud profile"));
+    quickstart.run("stop").expect_success();
+    quickstart.run("start").expect_success();
+    rig("cloud-end").expect_success();
 }

@@ -22,7 +22,7 @@ async fn the_offline_key_and_an_etcd_object_are_enough_to_read_a_seed() {
     for _ in 0..2 {
         let object = encrypt(&mut daemon.kms().await, b"a Secret's seed").await;
         drop_everything_but(&object, &private);
-        site.keystead(["key", "rotate", "--yes"]).expect_success();
+        site.rotate().expect_success();
     }
     let status = daemon.status().await;
     assert_eq!(status.durable_roots, ["pkcs11", "recovery"]);
@@ -88,7 +88,7 @@ async fn keygen_verify_and_drill_prove_the_key_and_refuse_another_one() {
 
     site.keystead(["init", "--recovery", &path("own.pub")]).expect_success();
     let daemon = site.serve().await;
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     site.keystead(["recovery", "verify", "--private", &path("own.pem")]).expect_success();
     let other = site.keystead(["recovery", "verify", "--private", &path("other.pem")]);
     assert_eq!(other.status.code(), Some(1));

@@ -12,7 +12,8 @@ async fn rotation_changes_the_key_id_and_old_ciphertexts_still_open() {
     let mut kms = daemon.kms().await;
     let mut sealed = vec![encrypt(&mut kms, b"generation 1").await];
     for number in 2..=5 {
-        let json = site.keystead(["key", "rotate", "--yes", "--output", "json"]).expect_success();
+        let json =
+            site.keystead(["key", "rotate", "--yes", "--force", "for a test", "--output", "json"]).expect_success();
         let status = kms.status(StatusRequest {}).await.unwrap().into_inner();
         assert!(json.contains(&status.key_id), "{json}");
         sealed.push(encrypt(&mut kms, format!("generation {number}").as_bytes()).await);
@@ -64,7 +65,7 @@ async fn status_and_encrypt_never_disagree_beyond_one_switch_under_load() {
         .collect();
     let mut admin = daemon.admin().await;
     for _ in 0..3 {
-        let mut progress = admin.rotate(RotateRequest {}).await.unwrap().into_inner();
+        let mut progress = admin.rotate(RotateRequest { force: "for a test".into() }).await.unwrap().into_inner();
         let mut steps = Vec::new();
         while let Some(step) = progress.message().await.unwrap() {
             steps.push(step.step);
@@ -87,7 +88,7 @@ async fn ten_thousand_decrypts_after_a_restart_unwrap_each_generation_once() {
     let mut kms = daemon.kms().await;
     let mut sealed = vec![encrypt(&mut kms, b"1").await];
     for _ in 0..3 {
-        site.keystead(["key", "rotate", "--yes"]).expect_success();
+        site.rotate().expect_success();
         sealed.push(encrypt(&mut kms, b"n").await);
     }
     drop(kms);

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::daemon::{Finished, Site};
+use crate::token::Make;
 
 /// Built as a dependency of this test, so it lies beside it.
 fn shim() -> PathBuf {
@@ -12,30 +13,25 @@ fn shim() -> PathBuf {
     module
 }
 
-pub fn softhsm() -> PathBuf {
-    let places = ["softhsm", "x86_64-linux-gnu/softhsm", "aarch64-linux-gnu/softhsm"];
-    let mut modules = places.iter().map(|place| PathBuf::from(format!("/usr/lib/{place}/libsofthsm2.so")));
-    modules.find(|module| module.exists()).expect("SoftHSM is installed")
-}
-
 impl Site {
     /// With a key on a token behind the shim, asked every second whether it is well.
-    pub fn behind_shim() -> Self {
-        let site = Self::bare("");
+    pub fn behind_shim(make: Make) -> Self {
+        let site = Self::bare_on(make, "");
         site.configure(&site.custody_behind_shim(), "");
         site.keystead(["init", "--no-recovery"]).expect_success();
         site
     }
 
     fn custody_behind_shim(&self) -> String {
+        let (variable, configuration) = self.token.variable();
         format!(
             "[custody]\nmodule = \"{}\"\ntoken_label = \"keystead\"\npin_file = \"{}\"\ntimeout = \"2s\"\nprobe_interval = \
-             \"1s\"\nenvironment = {{ SOFTHSM2_CONF = \"{}\", KEYSTEAD_SHIM_MODULE = \"{}\", KEYSTEAD_SHIM_SCRIPT = \"{}\" \
+             \"1s\"\nenvironment = {{ {variable} = \"{}\", KEYSTEAD_SHIM_MODULE = \"{}\", KEYSTEAD_SHIM_SCRIPT = \"{}\" \
              }}\n",
             shim().display(),
             self.token.pin_file().display(),
-            self.token.conf().display(),
-            softhsm().display(),
+            configuration.display(),
+            self.token.module().display(),
             self.script().display(),
         )
     }

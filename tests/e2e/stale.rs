@@ -9,7 +9,7 @@ async fn a_store_from_before_a_rotation_is_refused_and_the_newest_one_serves_aga
     let site = Site::initialized("");
     let daemon = site.serve().await;
     let yesterday = fs::read(site.store_file()).unwrap();
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     let encrypted = encrypt(&mut daemon.kms().await, b"today").await;
     assert!(daemon.stop().success());
     let today = fs::read(site.store_file()).unwrap();

@@ -59,7 +59,7 @@ async fn key_in_a_tpm_is_served_rotated_and_an_old_store_refused() {
     let mut kms = daemon.kms().await;
     let first = encrypt(&mut kms, b"first").await;
     let yesterday = fs::read(site.store_file()).unwrap();
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     let second = encrypt(&mut kms, b"second").await;
     assert_ne!(first.key_id, second.key_id);
     assert_eq!(decrypt(&mut kms, &first).await.unwrap(), b"first");
@@ -112,7 +112,7 @@ async fn snapshot_and_tpm_and_auth_file_bring_every_secret_back() {
     etcd.put_secret("a", "edge", &first);
     let length: usize = first.annotations.values().map(Vec::len).sum();
     assert!(length <= 1024, "an annotation of {length} bytes");
-    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.rotate().expect_success();
     let second = encrypt(&mut kms, &[2; 32]).await;
     etcd.put_secret("b", "edge", &second);
     drop(kms);
@@ -162,7 +162,7 @@ async fn tpm_that_goes_and_comes_back_costs_no_call() {
     tpm.chip.start_again();
     daemon.until("back", |status| calm(status) && state(status) == "ready").await;
     assert_eq!(daemon.role("custodian"), custodian, "it was to be recovered in place");
-    tpm.site.keystead(["key", "rotate", "--yes"]).expect_success();
+    tpm.site.rotate().expect_success();
     assert!(load.stop().await > 0);
 }
 
@@ -206,7 +206,7 @@ async fn slow_tpm_serves_the_active_generation_first_and_costs_no_call() {
     let mut kms = daemon.kms().await;
     let oldest = encrypt(&mut kms, b"oldest").await;
     for _ in 1..GENERATIONS {
-        tpm.site.keystead(["key", "rotate", "--yes"]).expect_success();
+        tpm.site.rotate().expect_success();
     }
     drop(kms);
     assert!(daemon.stop().success());

@@ -1,5 +1,6 @@
 //! What the supervisor promises, one case each.
 
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -21,6 +22,8 @@ pub const ALL: &[Case] = cases![
     daemon_starts_serves_and_ends_in_order,
     children_see_what_they_need_and_no_more,
     children_are_hardened_and_the_server_is_confined,
+    server_of_the_local_profile_reaches_no_network,
+    server_of_the_cloud_profile_reaches_the_cloud_and_still_no_pin,
     killed_custodian_is_replaced_and_the_server_stays,
     custodian_that_crashes_again_and_again_is_replaced_with_patience,
     hung_custodian_is_killed_and_replaced,
@@ -106,6 +109,52 @@ fn children_are_hardened_and_the_server_is_confined() {
         let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
         let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
         assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"]);
+    }
+    daemon.stop();
+}
+
+/// A daemon beside a cloud and another service, and what its server gets at.
+fn surroundings(mode: &str) -> (Daemon, Facts) {
+    let folder = folder();
+    let [cloud, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("cloud")).unwrap();
+    for name in ["cloud/ca.pem", "cloud/credentials"] {
+        std::fs::write(at(name), "x").unwrap();
+    }
+    for (name, listener) in [("cloud-port", &cloud), ("other-port", &other)] {
+        let port = listener.local_addr().unwrap().port().to_string();
+        std::fs::write(at(name), &port).unwrap();
+        std::fs::write(at("store").join(name), &port).unwrap();
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.arg("supervise").arg(folder.path()).arg(mode);
+    let daemon = Daemon::start_by(command, folder);
+    let facts = daemon.facts();
+    (daemon, facts)
+}
+
+fn server_of_the_local_profile_reaches_no_network() {
+    let (daemon, facts) = surroundings("");
+    if facts.get("report").contains("Full") {
+        for what in ["reaches_cloud", "reaches_elsewhere", "resolves", "reads_ca", "reads_credentials", "reads_pin"] {
+            assert_eq!(facts.get(what), "false", "{what}");
+        }
+    }
+    daemon.stop();
+}
+
+fn server_of_the_cloud_profile_reaches_the_cloud_and_still_no_pin() {
+    let (daemon, facts) = surroundings("cloud");
+    assert!(facts.get("report").contains("system_calls: On"), "{}", facts.0);
+    if facts.get("report").contains("Full") {
+        for what in ["reaches_cloud", "resolves", "reads_ca", "reads_credentials"] {
+            assert_eq!(facts.get(what), "true", "{what}");
+        }
+        for what in ["reaches_elsewhere", "reads_pin", "reads_accounts", "starts_programs"] {
+            assert_eq!(facts.get(what), "false", "{what}");
+        }
+        assert!(facts.get("report").contains("pin_reachable: Some(false)"), "{}", facts.0);
     }
     daemon.stop();
 }

@@ -3,12 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use keystead::config::{Settings, Site, Source, UpstreamTable};
 use keystead::process::config_copy::ConfigCopy;
+use keystead::process::egress::Egress;
 use keystead::process::sandbox::SandboxSettings;
 use keystead::process::server::{CANNOT_START, follow_orders};
 use keystead::process::supervisor::{SupervisorSettings, supervise as run_supervisor};
@@ -65,8 +68,14 @@ pub fn server() -> ExitCode {
         return ExitCode::from(CANNOT_START);
     }
     let folder = parts.config.path.as_deref().and_then(Path::parent).unwrap().to_owned();
-    let sandbox =
-        SandboxSettings { store: folder.join("store"), landlock: true, seccomp: true, pin: Some(folder.join("pin")) };
+    let pin = folder.join("pin");
+    let sandbox = SandboxSettings {
+        store: folder.join("store"),
+        landlock: true,
+        seccomp: true,
+        egress: cloud_table(&mode, &folder).map(|table| Egress::of(&table, None, Some(&pin))),
+        pin: Some(pin),
+    };
     let facts = Facts::default();
     let fact = |name, value: String| drop(facts.lock().unwrap().insert(name, value));
     fact("server_pid", std::process::id().to_string());
@@ -74,6 +83,7 @@ pub fn server() -> ExitCode {
     parts
         .run(&sandbox, 2, async |listeners, control, report| {
             fact("report", format!("{report:?}"));
+            reaches(&folder).into_iter().for_each(|(what, reached)| fact(what, reached.to_string()));
             fact("metrics", format!("{:?}", listeners.metrics.as_ref().map(|listener| listener.local_addr().unwrap())));
             let listener = tokio::net::UnixListener::from_std(listeners.kms).unwrap();
             let (tell, hung) = tokio::sync::watch::channel(0);
@@ -97,6 +107,39 @@ pub fn server() -> ExitCode {
         })
         .unwrap();
     ExitCode::SUCCESS
+}
+
+/// The cloud profile in which `cloud` is the mode, with the port that stands in the folder.
+fn cloud_table(mode: &str, folder: &Path) -> Option<UpstreamTable> {
+    if mode != "cloud" {
+        return None;
+    }
+    let port = std::fs::read_to_string(folder.join("cloud-port")).unwrap();
+    let text = format!(
+        "[upstream]\nkind = 'alibaba'\nkey = 'a'\nregion = 'b'\nendpoint = 'https://127.0.0.1:{port}'\ntoken_endpoint = \
+         'https://127.0.0.1:{port}'\nca_file = 'cloud/ca.pem'\ncredentials_file = 'cloud/credentials'\n"
+    );
+    let source = Source::from_parts(Some(folder.join("config.toml")), text);
+    Settings::from_source(&source, &Site::this_machine()).unwrap().upstream
+}
+
+/// What the confined server gets at, of what lies around it.
+fn reaches(folder: &Path) -> Vec<(&'static str, bool)> {
+    let read = |name: &str| std::fs::read(folder.join(name)).is_ok();
+    let connect = |name: &str| {
+        let port = std::fs::read_to_string(folder.join("store").join(name)).unwrap_or_default();
+        std::net::TcpStream::connect(format!("127.0.0.1:{port}")).is_ok()
+    };
+    vec![
+        ("reaches_cloud", connect("cloud-port")),
+        ("reaches_elsewhere", connect("other-port")),
+        ("resolves", ("localhost", 1).to_socket_addrs().is_ok_and(|mut found| found.next().is_some())),
+        ("reads_ca", read("cloud/ca.pem")),
+        ("reads_credentials", read("cloud/credentials")),
+        ("reads_pin", read("pin")),
+        ("reads_accounts", std::fs::read("/etc/passwd").is_ok()),
+        ("starts_programs", std::process::Command::new("/bin/true").spawn().is_ok()),
+    ]
 }
 
 /// Keeps what the custodian says of itself, until it is gone.

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use keystead::custody::client::CustodyClient;
-use keystead::custody::contract::{Answer, CustodyError, Request};
+use keystead::custody::contract::{Answer, CustodyError, ProcessReport, Request};
 use keystead::custody::settings::{
     BootPolicy, CustodySettings, MechanismChoice, PinSource, TokenSelector, TpmSettings,
 };
@@ -24,7 +24,7 @@ pub fn play_role() {
     let Ok(settings) = std::env::var(ROLE) else { return };
     let settings = from_json(&serde_json::from_str(&settings).unwrap());
     let connection: OwnedFd = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
-    let outcome = worker::run(UnixStream::from(connection), settings);
+    let outcome = worker::run(UnixStream::from(connection), ProcessReport::default(), settings);
     std::process::exit(i32::from(outcome.is_err()));
 }
 

@@ -15,9 +15,10 @@ import struct
 import sys
 from pathlib import Path
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -146,6 +147,12 @@ def open_aes_gcm(case):
     return committed(case, gcm_open(bytes.fromhex(case["cmk"]), wrap[1:13], wrap[13:], wrap_context(case)))
 
 
+def open_offline_copy(case):
+    wrap, additional = bytes.fromhex(case["wrap"]), b"keystead-offline-copy\x01" + wrap_context(case)
+    need(len(wrap) == 61 and wrap[0] == 1, "not an offline copy")
+    return committed(case, gcm_open(bytes.fromhex(case["copy_key"]), wrap[1:13], wrap[13:], additional))
+
+
 def open_hpke(case):
     wrap, recipient = bytes.fromhex(case["wrap"]), bytes.fromhex(case["public_key"])
     need(len(wrap) == 114 and wrap[0] == 2, "not an HPKE wrap")
@@ -235,6 +242,54 @@ def read_record(case):
     return json.loads(document)
 
 
+def no_field_twice(pairs):
+    need(len(dict(pairs)) == len(pairs), "a field stands twice")
+    return dict(pairs)
+
+
+def read_rescue(case):
+    head = re.match(r"keystead-rescue 1\n", case["rescue"])
+    need(head, "not a rescue file of format 1")
+    try:
+        document = json.loads(case["rescue"][head.end() :], object_pairs_hook=no_field_twice)
+    except json.JSONDecodeError:
+        raise Refused("not JSON") from None
+    need(set(document) == {"keyring", "node", "written", "epoch", "last_number", "generations"}, "other fields")
+    need(all(document[field] >= 0 for field in ("written", "epoch", "last_number")), "a negative number")
+    root_id = hashlib.sha256(bytes.fromhex(case["public_key"])).hexdigest()[:32]
+    keks = []
+    for each in document["generations"]:
+        need(set(each) == {"key_id", "created", "commitment", "wraps"}, "other fields of a generation")
+        keyring, number, _ = key_id(each["key_id"])
+        need(keyring == document["keyring"], "another keyring")
+        need(all(len(wrap["bytes"]) <= 2 * 640 for wrap in each["wraps"]), "a wrap is too long")
+        ours = [wrap for wrap in each["wraps"] if (wrap["root_kind"], wrap["root_id"]) == (3, root_id)]
+        need(ours, "no wrap for this key")
+        name = {"keyring": keyring, "generation": number, "key_id": each["key_id"], "commitment": each["commitment"]}
+        keys = {field: case[field] for field in ("private_key", "public_key")}
+        keks.append(open_hpke(name | keys | {"root_kind": 3, "root_id": root_id, "wrap": ours[0]["bytes"]}))
+    return document, keks
+GRANT_FIELDS = ("keyring", "key_id", "epoch", "seconds", "nonce")
+
+
+def read_grant(case):
+    head = re.match(r"keystead-grant 1\nsignature ([0-9a-f]{128})\n", case["grant"])
+    need(head, "not a grant of format 1")
+    document = case["grant"][head.end() :]
+    key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), bytes.fromhex(case["public_key"]))
+    raw = bytes.fromhex(head[1])
+    signature = encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
+    try:
+        key.verify(signature, b"keystead-grant\x01" + document.encode(), ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        raise Refused("signature") from None
+    grant = json.loads(document)
+    need(set(grant) == set(GRANT_FIELDS), "other fields")
+    need(0 < grant["seconds"] <= 366 * 86400, "nothing, or too much")
+    need(key_id(grant["key_id"])[0] == grant["keyring"], "a key of another keyring")
+    return grant
+
+
 # One check per file: `good` raises AssertionError, `bad` returns if the vector was accepted.
 
 
@@ -289,6 +344,10 @@ def good_annotation(case):
     assert decode_annotation(case) == {field: case[field] for field in ("key_id", "commitment", "wraps")}
 
 
+def good_grant(case):
+    assert read_grant(case) == {field: case[field] for field in GRANT_FIELDS}
+
+
 def good_record(case):
     document = read_record(case)
     for field in ("keyring", "node", "revision", "epoch"):
@@ -299,12 +358,26 @@ def good_record(case):
             bytes.fromhex(wrap["root_id"]), bytes.fromhex(wrap["bytes"])
 
 
+def good_rescue(case):
+    document, keks = read_rescue(case)
+    for field in ("keyring", "node", "written", "epoch", "last_number"):
+        assert document[field] == case[field]
+    read = [
+        {"key_id": each["key_id"], "created": each["created"], "kek": kek.hex(), "wraps": len(each["wraps"])}
+        for each, kek in zip(document["generations"], keks)
+    ]
+    assert read == case["generations"]
+
+
 FILES = {
     "annotation.json": (good_annotation, decode_annotation),
     "commitment.json": (good_commitment, bad_commitment),
     "envelope.json": (good_envelope, open_envelope),
     "key-id.json": (good_key_id, lambda case: key_id(case["key_id"])),
+    "lease-grant.json": (good_grant, read_grant),
+    "offline-copy.json": (good_wrap(open_offline_copy), open_offline_copy),
     "record.json": (good_record, read_record),
+    "rescue.json": (good_rescue, read_rescue),
     "wrap-aes-gcm.json": (good_wrap(open_aes_gcm), open_aes_gcm),
     "wrap-hpke-p256.json": (good_hpke, open_hpke),
     "wrap-rsa-oaep.json": (good_oaep, open_oaep),

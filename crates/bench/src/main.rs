@@ -2,6 +2,7 @@
 
 mod child;
 mod client;
+mod cloud;
 mod echo;
 mod failure;
 mod load;

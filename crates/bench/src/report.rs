@@ -35,6 +35,8 @@ pub struct Report {
     /// Threads of the daemon's server process.
     pub server_threads: Option<usize>,
     pub cells: Vec<Cell>,
+    /// As `cells`, of a daemon whose cloud is a black hole.
+    pub outage: Vec<Cell>,
     /// Largest seen under load, by process.
     pub memory: BTreeMap<&'static str, Memory>,
     pub start: Option<Start>,
@@ -150,16 +152,36 @@ fn verdict(met: bool) -> String {
     if met { "met" } else { "**missed**" }.to_owned()
 }
 
+/// Calls per second, with their budget.
+fn throughput(title: &str, cells: &[Cell]) -> Option<String> {
+    let rows = cells.iter().map(|cell| {
+        let ratio = cell.ratio(|sample| sample.per_second);
+        let bound = cell.call != Call::Status;
+        vec![
+            cell.call.name().to_owned(),
+            cell.concurrency.to_string(),
+            format!("{:.0}", cell.echo(|sample| sample.per_second)),
+            format!("{:.0}", cell.keystead(|sample| sample.per_second)),
+            format!("{:.3}", ratio.median),
+            format!("{:.2}–{:.2}", ratio.low, ratio.high),
+            if bound { format!("≥ {:.2}", budget::THROUGHPUT_RATIO) } else { "–".into() },
+            if bound { verdict(ratio.median >= budget::THROUGHPUT_RATIO) } else { "–".into() },
+        ]
+    });
+    table(title, "call|callers|echo /s|Keystead /s|ratio|middle half|budget|verdict", rows)
+}
+
 impl Report {
     pub fn to_markdown(&self) -> String {
         let mut text = self.heading();
         let sections = [
-            self.throughput(),
+            throughput("Throughput", &self.cells),
             self.latency(),
             self.cpu(),
             self.memory(),
             self.single_figures(),
             self.by_generations(),
+            throughput("Throughput while the cloud black-holes", &self.outage),
             self.failures(),
         ];
         for section in sections.into_iter().flatten() {
@@ -213,24 +235,6 @@ impl Report {
         let noisy = median > budget::NOISE_CORES;
         let advice = if noisy { "**Too noisy: measure again on a quiet machine.**\n" } else { "" };
         Some(format!("Others on this machine took {median:.2} cores (median), at most {most:.2}\n{advice}"))
-    }
-
-    fn throughput(&self) -> Option<String> {
-        let rows = self.cells.iter().map(|cell| {
-            let ratio = cell.ratio(|sample| sample.per_second);
-            let bound = cell.call != Call::Status;
-            vec![
-                cell.call.name().to_owned(),
-                cell.concurrency.to_string(),
-                format!("{:.0}", cell.echo(|sample| sample.per_second)),
-                format!("{:.0}", cell.keystead(|sample| sample.per_second)),
-                format!("{:.3}", ratio.median),
-                format!("{:.2}–{:.2}", ratio.low, ratio.high),
-                if bound { format!("≥ {:.2}", budget::THROUGHPUT_RATIO) } else { "–".into() },
-                if bound { verdict(ratio.median >= budget::THROUGHPUT_RATIO) } else { "–".into() },
-            ]
-        });
-        table("Throughput", "call|callers|echo /s|Keystead /s|ratio|middle half|budget|verdict", rows)
     }
 
     fn latency(&self) -> Option<String> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use crate::cloud::Cloud;
 use crate::echo::Lengths;
 use crate::failure::{Failure, FailureExt};
 use crate::load::{self, Call, Sealed, Stretch, Target};
@@ -37,6 +38,8 @@ pub enum Measurement {
     Burst,
     /// Cost against the number of generations
     Generations,
+    /// Throughput in the cloud profile while the cloud takes connections and never answers; needs --cloud-rig
+    Outage,
     /// Size of the binary
     Size,
 }
@@ -55,6 +58,9 @@ pub struct RunArgs {
     /// Milliseconds that each command of the TPM takes longer; for a software TPM
     #[arg(long, value_name = "MS", requires = "tcti")]
     tpm_latency: Option<u64>,
+    /// scripts/rigs/cloud: the stub of a cloud, for the measurement `outage` [default: that is left out]
+    #[arg(long, value_name = "SCRIPT")]
+    cloud_rig: Option<PathBuf>,
     /// Few and short rounds: shows that everything works, measures nothing well
     #[arg(long)]
     quick: bool,
@@ -196,7 +202,8 @@ async fn measure_daemon(args: &RunArgs, plan: &Plan, dir: &Path, report: &mut Re
     if plan.wants(Measurement::Size) {
         report.binary = note(&mut report.failures, "size", binary(&keystead));
     }
-    let installation = Installation::new(&keystead, &custody(args)?, dir).await?;
+    let custody = custody(args)?;
+    let installation = Installation::new(&keystead, &custody, dir, "").await?;
 
     let daemon = installation.start().await?;
     let sealed = load::seal(&daemon.connection, SEALED, CALLERS).await?;
@@ -224,6 +231,10 @@ async fn measure_daemon(args: &RunArgs, plan: &Plan, dir: &Path, report: &mut Re
         let done = by_generations(&installation, plan, &echo, &mut report.generations).await;
         note(&mut report.failures, "generations", done);
     }
+    if let Some(rig) = args.cloud_rig.as_ref().filter(|_| plan.wants(Measurement::Outage)) {
+        let found = outage(rig, &keystead, &custody, plan, dir).await;
+        report.outage = note(&mut report.failures, "outage", found).unwrap_or_default();
+    }
     echo.stop().await
 }
 
@@ -237,6 +248,26 @@ fn custody(args: &RunArgs) -> Result<Custody, Failure> {
         Failure::Unusable("SoftHSM's module is in none of the usual places; install softhsm2 or give --module".into())
     })?;
     Ok(Custody::SoftHsm { module })
+}
+
+/// Throughput of a daemon whose key is in a cloud that has become a black hole. Its echo server answers as many bytes.
+async fn outage(rig: &Path, keystead: &Path, custody: &Custody, plan: &Plan, dir: &Path) -> Result<Vec<Cell>, Failure> {
+    let dir = dir.join("outage");
+    std::fs::create_dir(&dir).doing(|| format!("make {}", dir.display()))?;
+    let cloud = Cloud::start(rig, &dir).await?;
+    let installation = Installation::new(keystead, custody, &dir, &cloud.table()?).await?;
+    let daemon = installation.start().await?;
+    let sealed = load::seal(&daemon.connection, SEALED, CALLERS).await?;
+    let echo = Echo::start(&dir, "echo", plan.workers, &lengths(&sealed)?).await?;
+    cloud.black_hole().await?;
+    daemon.until_degraded().await?;
+    let kinds: Vec<_> =
+        Call::ALL.iter().flat_map(|call| CONCURRENCIES.map(|concurrency| (*call, concurrency))).collect();
+    let cells = Pair::of(&echo, &daemon, &Arc::new(sealed)).cells(&kinds, plan.rounds, plan.stretch).await?;
+    echo.stop().await?;
+    daemon.stop().await?;
+    cloud.stop().await?;
+    Ok(cells)
 }
 
 /// Keeps why something was not measured.

@@ -100,14 +100,14 @@ pub struct Counts {
 
 impl Installation {
     /// Makes a token or provisions a TPM, and makes a configuration and a keyring without a recovery root in `dir`, which
-    /// must be private.
-    pub async fn new(keystead: &Path, custody: &Custody, dir: &Path) -> Result<Self, Failure> {
+    /// must be private. `upstream` is the cloud profile's table.
+    pub async fn new(keystead: &Path, custody: &Custody, dir: &Path, upstream: &str) -> Result<Self, Failure> {
         let installation =
             Self { keystead: keystead.to_owned(), dir: dir.to_owned(), metrics: free_loopback_address()? };
         for folder in ["tokens", "store", "run"] {
             installation.make_dir(folder)?;
         }
-        installation.write("config.toml", &installation.configuration(custody))?;
+        installation.write("config.toml", &(installation.configuration(custody) + upstream))?;
         match custody {
             Custody::SoftHsm { module } => installation.make_token(module).await?,
             Custody::Tpm { .. } => drop(installation.keystead(&["tpm", "provision"]).await?),
@@ -216,7 +216,25 @@ impl Daemon<'_> {
 
     /// Makes one more generation, as a person does.
     pub async fn rotate(&self) -> Result<(), Failure> {
-        self.installation.keystead(&["key", "rotate", "--yes"]).await.map(drop)
+        self.installation
+            .keystead(&["key", "rotate", "--yes", "--force", "measured with many generations"])
+            .await
+            .map(drop)
+    }
+
+    /// Waits until the daemon says that its cloud is away, and serves all the same.
+    pub async fn until_degraded(&self) -> Result<(), Failure> {
+        let admin = Connection::open(&self.installation.dir.join("run/admin.sock")).await?;
+        let deadline = Instant::now() + START_LIMIT;
+        while Instant::now() < deadline {
+            let status = admin.admin().get_status(GetStatusRequest {}).await;
+            let status = status.map_err(|source| Failure::Refused { call: "GetStatus", source })?.into_inner();
+            if status.availability == "degraded" {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(Failure::too_long("the outage to be noticed", START_LIMIT))
     }
 
     pub async fn counts(&self) -> Result<Counts, Failure> {

@@ -48,6 +48,12 @@ pub enum RootKind {
     Tpm,
     /// A P-256 public key whose private half is kept offline.
     Recovery,
+    /// A key in Alibaba Cloud KMS; the root ID of this and the next two is the bare key ID's ASCII bytes.
+    AlibabaKms,
+    /// A root key in IBM Key Protect or HPCS.
+    IbmKeyProtect,
+    /// A key in AWS KMS.
+    AwsKms,
     /// A kind of a later version: carried along, never dropped, never opened.
     Other(u8),
 }
@@ -175,6 +181,9 @@ impl From<u8> for RootKind {
             1 => Self::Pkcs11,
             2 => Self::Tpm,
             3 => Self::Recovery,
+            16 => Self::AlibabaKms,
+            17 => Self::IbmKeyProtect,
+            18 => Self::AwsKms,
             other => Self::Other(other),
         }
     }
@@ -186,6 +195,9 @@ impl From<RootKind> for u8 {
             RootKind::Pkcs11 => 1,
             RootKind::Tpm => 2,
             RootKind::Recovery => 3,
+            RootKind::AlibabaKms => 16,
+            RootKind::IbmKeyProtect => 17,
+            RootKind::AwsKms => 18,
             RootKind::Other(number) => number,
         }
     }
@@ -197,8 +209,18 @@ impl fmt::Display for RootKind {
             Self::Pkcs11 => f.write_str("pkcs11"),
             Self::Tpm => f.write_str("tpm"),
             Self::Recovery => f.write_str("recovery"),
+            Self::AlibabaKms => f.write_str("alibaba-kms"),
+            Self::IbmKeyProtect => f.write_str("ibm-key-protect"),
+            Self::AwsKms => f.write_str("aws-kms"),
             Self::Other(number) => write!(f, "kind-{number}"),
         }
+    }
+}
+
+impl RootKind {
+    /// Whether the root is a key in a cloud KMS.
+    pub fn is_upstream(self) -> bool {
+        matches!(self, Self::AlibabaKms | Self::IbmKeyProtect | Self::AwsKms)
     }
 }
 

@@ -6,11 +6,15 @@
 use serde::{Deserialize, Serialize};
 
 use crate::annotation::{Annotation, AnnotationError};
+use crate::audit::Position;
 use crate::context::{EnvelopeContext, WrapContext};
 use crate::hex;
 use crate::hpke_p256::P256PublicKey;
 use crate::id::{GenerationNumber, KeyId, KeyringId, NodeId, RootId, RootKind};
+use crate::reason::Reason;
+use crate::scan::Scan;
 use crate::secret::KeyCommitment;
+use crate::upstream_state::UpstreamState;
 use crate::wrap::WrappedKek;
 
 /// One cluster's key: generations in ascending order, and what binds them to this node and token.
@@ -29,7 +33,16 @@ pub struct Keyring {
     pub last_number: GenerationNumber,
     /// A rotation under way: written before the token is touched, so that what it leaves there has a name.
     pub rotation: Option<RotationIntent>,
+    /// The newest scan of etcd: which generations are still needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scan: Option<Scan>,
+    /// The cloud root's side; absent, also in the stored form, while no generation ever had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<UpstreamState>,
     pub generations: Vec<Generation>,
+    /// How far the audit trail had come when this was written: it may be longer, never shorter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Position>,
 }
 
 /// The token that holds the CMKs, as it named itself at `init`.
@@ -62,6 +75,8 @@ pub struct RotationIntent {
     pub root_id: RootId,
     /// Unix seconds.
     pub started: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced: Option<Reason>,
 }
 
 /// One version of the key: a CMK version, its KEK's wraps, and the key ID the apiserver stores.
@@ -75,6 +90,9 @@ pub struct Generation {
     pub created: u64,
     /// Unix seconds; absent until it was activated.
     pub activated: Option<u64>,
+    /// Why it was made although older ones were not proven to be rewritten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced: Option<Reason>,
     pub commitment: KeyCommitment,
     /// One per durable root, fixed at creation.
     pub wraps: Vec<WrappedKek>,
@@ -136,12 +154,17 @@ impl Keyring {
 
     /// What a new KEK of the rotation under way is bound to in custody, whose roots are of kind `custody`.
     pub fn wrap_context(&self, intent: &RotationIntent, custody: RootKind) -> WrapContext {
+        self.wrap_context_under(intent, custody, intent.root_id.clone())
+    }
+
+    /// What a new KEK of the rotation under way is bound to under one root.
+    pub fn wrap_context_under(&self, intent: &RotationIntent, root_kind: RootKind, root_id: RootId) -> WrapContext {
         WrapContext {
             keyring: self.keyring.clone(),
             generation: intent.number,
             key_id: intent.key_id.clone(),
-            root_kind: custody,
-            root_id: intent.root_id.clone(),
+            root_kind,
+            root_id,
         }
     }
 
@@ -161,6 +184,7 @@ impl Keyring {
             key_id: KeyId::mint(&self.keyring, number, key_random),
             root_id: RootId::new(&root_random).expect("16 bytes are a root ID"),
             started: now,
+            forced: None,
         };
         self.last_number = number;
         self.rotation = Some(intent.clone());
@@ -187,6 +211,7 @@ impl Keyring {
             state: GenerationState::Prepared,
             created: now,
             activated: None,
+            forced: intent.forced.clone(),
             commitment,
             wraps,
         };
@@ -223,6 +248,9 @@ impl Keyring {
         let intent = self.rotation.take().ok_or(TransitionError::NoRotation)?;
         self.generations
             .retain(|generation| generation.number != intent.number || generation.state != GenerationState::Prepared);
+        if let Some(upstream) = &mut self.upstream {
+            upstream.copies.retain(|copy| copy.generation != intent.number);
+        }
         Ok(intent)
     }
 
@@ -267,8 +295,28 @@ impl Keyring {
                 return wrong("the rotation under way names a CMK that a generation depends on");
             }
         }
+        if self.scan.as_ref().is_some_and(|scan| !scan.objects.is_sorted_by(|a, b| a.number < b.number)) {
+            return wrong("a scan's generations are not in ascending order");
+        }
         if matches!(self.recovery, RecoveryRoot::PublicKey { .. }) && self.recovery_key().is_none() {
             return wrong("the recovery key is not a P-256 point");
+        }
+        if let Some(upstream) = &self.upstream {
+            if let Some(problem) = upstream.problem() {
+                return wrong(problem);
+            }
+            let mut numbers: Vec<_> = upstream.copies.iter().map(|copy| copy.generation).collect();
+            numbers.sort_unstable();
+            if numbers.windows(2).any(|pair| pair[0] == pair[1]) {
+                return wrong("a generation has two offline copies");
+            }
+            // Of a generation that opens by another root, a copy would outlive the lease unseen.
+            let has_root = |number: &GenerationNumber| {
+                self.generation(*number).is_some_and(|generation| generation.upstream_wrap().is_some())
+            };
+            if !numbers.iter().all(has_root) {
+                return wrong("an offline copy stands in for no upstream's wrap");
+            }
         }
         Ok(())
     }
@@ -302,6 +350,11 @@ impl Generation {
     /// The wrap by the CMK in custody.
     pub fn custody_wrap(&self) -> Option<&WrappedKek> {
         self.wraps.iter().find(|wrap| matches!(wrap.root_kind, RootKind::Pkcs11 | RootKind::Tpm))
+    }
+
+    /// The wrap by a key in a cloud KMS.
+    pub fn upstream_wrap(&self) -> Option<&WrappedKek> {
+        self.wraps.iter().find(|wrap| wrap.root_kind.is_upstream())
     }
 
     /// What every Encrypt answer of this generation carries.

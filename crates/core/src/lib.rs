@@ -8,22 +8,31 @@
 #![forbid(unsafe_code)]
 
 pub mod annotation;
+pub mod audit;
 pub mod availability;
 pub mod context;
 pub mod envelope;
+pub mod grant;
 mod hex;
 pub mod hpke_p256;
 pub mod id;
 pub mod keyring;
+pub mod lease;
+pub mod offline_copy;
+pub mod reason;
 pub mod record;
 pub mod recovery;
 pub mod recovery_key;
 pub mod rescue;
+pub mod scan;
 pub mod secret;
+pub mod upstream;
+pub mod upstream_state;
 pub mod wrap;
 
 pub use context::{EnvelopeContext, WrapContext};
 pub use id::{GenerationNumber, KeyId, KeyringId, NodeId, RootId, RootKind};
 pub use record::Authenticator;
 pub use secret::{Kek, KeyCommitment};
+pub use upstream::FaultClass;
 pub use wrap::WrappedKek;

@@ -147,6 +147,8 @@ impl Candidate {
     pub fn origin(&self) -> Origin {
         match (self.wrap.root_kind, Construction::parse(&self.wrap.bytes)) {
             (RootKind::Pkcs11, Ok(Construction::AesGcm { .. })) => Origin::Proven,
+            // A cloud wraps by a secret key as well, and only for who has a credential.
+            (kind, _) if kind.is_upstream() => Origin::Proven,
             _ => Origin::Unproven,
         }
     }

@@ -1,11 +1,9 @@
 //! Properties over random and exhaustive inputs: what must hold for every value, not only for the golden ones.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use keystead_core::annotation::{self, Annotation, AnnotationError};
-use keystead_core::availability::{Availability, Effect, Observation, SealReason, step};
 use keystead_core::envelope::{EnvelopeError, EnvelopeKey, OVERHEAD};
 use keystead_core::keyring::{GenerationState, Keyring, RecoveryRoot, TokenIdentity, TransitionError};
 use keystead_core::record::{self, RecordError, UnverifiedRecord};
@@ -324,7 +322,10 @@ fn empty_keyring() -> Keyring {
         recovery: RecoveryRoot::Declined,
         last_number: GenerationNumber(0),
         rotation: None,
+        scan: None,
+        upstream: None,
         generations: Vec::new(),
+        audit: None,
     }
 }
 
@@ -476,75 +477,5 @@ proptest! {
                 prop_assert!(now.is_some_and(|one| one.decrypts() && one.wraps == earlier.wraps), "a generation was lost");
             }
         }
-    }
-}
-
-// Availability.
-
-fn observation() -> impl Strategy<Value = Observation> {
-    prop_oneof![
-        Just(Observation::Loaded),
-        Just(Observation::RecordRejected),
-        Just(Observation::CustodyLost),
-        Just(Observation::CustodyAnswered),
-        Just(Observation::Tick),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn availability_serves_and_wipes_only_when_it_may(
-        steps in vec((observation(), 0..100_u64), 1..80),
-        grace in prop::option::of(0..200_u64),
-    ) {
-        let grace = grace.map(Duration::from_secs);
-        let mut state = Availability::Sealed(SealReason::Starting);
-        let mut now = Duration::from_secs(1000);
-        // Without interruption since; cleared by any answer of custody.
-        let mut lost: Option<Duration> = None;
-        for (observation, seconds) in steps {
-            now += Duration::from_secs(seconds);
-            let served = state.serves();
-            let (next, effect) = step(&state, observation, now, grace);
-            match observation {
-                Observation::CustodyLost if served => lost = lost.or(Some(now)),
-                Observation::CustodyAnswered | Observation::Loaded => lost = None,
-                _ => {}
-            }
-            if !served && next.serves() {
-                prop_assert_eq!(observation, Observation::Loaded, "serves without a loaded key");
-            }
-            if served && !next.serves() {
-                prop_assert_eq!(effect, Some(Effect::WipeKeks), "sealed with its keys left in memory");
-            }
-            if effect == Some(Effect::WipeKeks) {
-                prop_assert_eq!(observation, Observation::Tick);
-                prop_assert!(served && !next.serves());
-                let away = now - lost.expect("custody is away");
-                prop_assert!(away >= grace.expect("without a grace period keys are kept for ever"));
-            }
-            if effect == Some(Effect::Load) {
-                prop_assert!(!next.serves());
-            }
-            if next.serves() {
-                prop_assert_eq!(matches!(next, Availability::Degraded { .. }), lost.is_some());
-                if observation == Observation::Tick && let (Some(since), Some(grace)) = (lost, grace) {
-                    prop_assert!(now - since < grace, "serves on after its grace");
-                }
-            } else {
-                lost = None;
-            }
-            state = next;
-        }
-    }
-
-    #[test]
-    fn clock_that_steps_back_never_wipes_early(back in 0..2000_u64, grace in 1..200_u64) {
-        let state = Availability::Degraded { since: Duration::from_secs(2000) };
-        let now = Duration::from_secs(2000 - back);
-        let (next, effect) = step(&state, Observation::Tick, now, Some(Duration::from_secs(grace)));
-        prop_assert_eq!((next, effect), (state, None));
     }
 }

@@ -14,3 +14,9 @@ pub mod admin {
         tonic::include_proto!("keystead.admin.v1");
     }
 }
+
+/// The part of etcd's API that reads keys.
+#[cfg(feature = "etcd")]
+pub mod etcd {
+    tonic::include_proto!("etcdserverpb");
+}

@@ -40,6 +40,12 @@ fn text(generation: &Generation) -> String {
         ("Loaded", if generation.loaded { "yes" } else { "no, at its first Decrypt" }.to_owned()),
         ("Requests", format!("{} encrypts, {} decrypts since the start", generation.encrypts, generation.decrypts)),
     ];
+    if let Some(objects) = generation.objects {
+        rows.push(("Objects", format!("{objects} by the newest scan of etcd")));
+    }
+    if !generation.forced.is_empty() {
+        rows.push(("Forced", generation.forced.clone()));
+    }
     for root in &generation.roots {
         rows.push(("Root", format!("{} by {}, {}", root.kind, root.construction, root.id)));
     }

@@ -1,7 +1,7 @@
 //! One generation as programs read it: the same fields wherever a command shows one.
 
 use base64ct::{Base64, Encoding};
-use keystead_wire::admin::v1::Generation;
+use keystead_wire::admin::v1::{Generation, Scan, ScanSource};
 use serde_json::{Value, json};
 
 use crate::cli::time;
@@ -14,6 +14,8 @@ pub fn json(generation: &Generation) -> Value {
         "created": time::rfc3339(generation.created),
         "activated": time::rfc3339(generation.activated),
         "loaded": generation.loaded,
+        "objects": generation.objects,
+        "forced": (!generation.forced.is_empty()).then_some(&generation.forced),
         "encrypts": generation.encrypts,
         "decrypts": generation.decrypts,
         "roots": generation.roots.iter().map(|root| json!({
@@ -21,5 +23,31 @@ pub fn json(generation: &Generation) -> Value {
         })).collect::<Vec<_>>(),
         // Everything that recovery needs of this generation; `keystead recovery drill` reads it.
         "annotation": Base64::encode_string(&generation.annotation),
+    })
+}
+
+/// A scan as programs read it.
+pub fn scan(scan: &Scan) -> Value {
+    json!({
+        "recorded": time::rfc3339(scan.recorded),
+        "source": scan.source.as_ref().map(scan_source),
+        "active_generation": scan.active_generation,
+        "restricted": scan.restricted,
+        "unlisted": scan.unlisted,
+        "unknown": scan.unknown,
+        "rewritten": scan.rewritten,
+        "detail": (!scan.detail.is_empty()).then_some(&scan.detail),
+    })
+}
+
+/// Identities in hex, as etcd's own tools have them.
+pub fn scan_source(source: &ScanSource) -> Value {
+    let known = |id: u64| (source.cluster_id != 0).then(|| format!("{id:x}"));
+    let sha256: String = source.snapshot_sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    json!({
+        "revision": source.revision,
+        "cluster_id": known(source.cluster_id),
+        "member_id": known(source.member_id),
+        "snapshot_sha256": (!sha256.is_empty()).then_some(sha256),
     })
 }

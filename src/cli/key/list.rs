@@ -1,5 +1,6 @@
 //! `keystead key list`.
 
+use keystead_wire::admin::v1::GetStatusRequest;
 use serde_json::json;
 
 use super::{Daemon, generation};
@@ -9,6 +10,7 @@ use crate::cli::{table, time};
 
 pub async fn report(mut daemon: Daemon) -> Result<Report, Failure> {
     let generations = daemon.generations().await?;
+    let status = daemon.connection.answer(daemon.admin.get_status(GetStatusRequest {})).await?;
     let rows: Vec<Vec<String>> = generations
         .iter()
         .map(|generation| {
@@ -22,10 +24,19 @@ pub async fn report(mut daemon: Daemon) -> Result<Report, Failure> {
             ]
         })
         .collect();
-    let text = match rows.as_slice() {
+    let mut text = match rows.as_slice() {
         [] => "There is no generation yet.\n".to_owned(),
         rows => table::columns(&["GEN", "STATE", "LOADED", "CREATED", "KEY ID"], rows),
     };
+    if let Some(scan) = &status.scan {
+        let counts: Vec<String> = generations
+            .iter()
+            .filter_map(|each| Some(format!("generation {}: {} objects", each.number, each.objects?)))
+            .collect();
+        let moment = time::rfc3339(scan.recorded).unwrap_or_default();
+        text.push_str(&format!("\nBy the scan of {moment}:\n{}", table::list(&counts)));
+    }
     let generations: Vec<_> = generations.iter().map(generation::json).collect();
-    Ok(Report::done(text, json!({ "generations": generations })))
+    let scan = status.scan.as_ref().map(generation::scan);
+    Ok(Report::done(text, json!({ "generations": generations, "scan": scan })))
 }

@@ -1,7 +1,7 @@
 //! `keystead key …`: the generations of the key, asked of the running daemon over its admin socket.
 
 mod describe;
-mod generation;
+pub(super) mod generation;
 mod list;
 mod rotate;
 

@@ -6,6 +6,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
+use keystead_core::reason::Reason;
 use keystead_wire::admin::v1::{Generation, GetStatusRequest, RotateRequest};
 use serde_json::json;
 
@@ -22,6 +23,9 @@ pub struct Arguments {
     /// Do not ask; required where there is no terminal
     #[arg(long, short)]
     yes: bool,
+    /// Rotate although Secrets may still be under older generations; the reason is logged and kept
+    #[arg(long, value_name = "REASON")]
+    force: Option<Reason>,
 }
 
 pub async fn report(arguments: &Arguments, mut daemon: Daemon, format: Format) -> Result<Report, Failure> {
@@ -29,7 +33,8 @@ pub async fn report(arguments: &Arguments, mut daemon: Daemon, format: Format) -
         let status = daemon.connection.answer(daemon.admin.get_status(GetStatusRequest {})).await?;
         confirm(&format!("Rotate keyring {} (generation {} is active)?", status.keyring, status.active_generation))?;
     }
-    let call = daemon.admin.rotate(RotateRequest {});
+    let force = arguments.force.as_ref().map(ToString::to_string).unwrap_or_default();
+    let call = daemon.admin.rotate(RotateRequest { force });
     let mut stream = daemon.connection.within(STEP_WITHIN, call).await?.into_inner();
     let mut steps = Vec::new();
     let mut made = None;
@@ -54,7 +59,8 @@ fn text(made: &Generation) -> String {
     let rows = table::fields(&[("Generation", made.number.to_string()), ("Key ID", made.key_id.clone())]);
     format!(
         "Rotated.\n{rows}\nkube-apiserver takes the new key within a minute. Secrets written before stay under the old\n\
-         one until they are rewritten:\n  kubectl get secrets --all-namespaces -o json | kubectl replace -f -\n"
+         one until they are rewritten:\n  kubectl get secrets --all-namespaces -o json | kubectl replace -f -\n\
+         Then `keystead etcd scan`: without it the next rotation is refused.\n"
     )
 }
 

@@ -1,15 +1,12 @@
 //! The key commands against an admin service of the tests' own, on a real unix socket.
 
-use std::pin::Pin;
-
-use futures_util::Stream;
 use keystead_wire::admin::v1::admin_server::{Admin, AdminServer};
 use keystead_wire::admin::v1::{
-    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, RescueRequest, RescueResponse,
-    RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress, RotateRequest,
+    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, Root, RotateProgress, RotateRequest, Scan,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::codegen::BoxStream;
 use tonic::{Code, Request, Response, Status};
 
 use super::*;
@@ -42,6 +39,8 @@ fn generation(number: u64, state: &str) -> Generation {
         encrypts: 1,
         decrypts: 2,
         annotation: Vec::new(),
+        objects: Some(120),
+        forced: String::new(),
     }
 }
 
@@ -49,7 +48,8 @@ fn generation(number: u64, state: &str) -> Generation {
 impl Admin for Fake {
     async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
         self.admitted()?;
-        Ok(Response::new(GetStatusResponse::default()))
+        let scan = Scan { recorded: 1_763_816_645, ..Scan::default() };
+        Ok(Response::new(GetStatusResponse { scan: Some(scan), ..GetStatusResponse::default() }))
     }
 
     async fn list_generations(
@@ -61,9 +61,7 @@ impl Admin for Fake {
         Ok(Response::new(ListGenerationsResponse { generations }))
     }
 
-    type RotateStream = Pin<Box<dyn Stream<Item = Result<RotateProgress, Status>> + Send>>;
-
-    async fn rotate(&self, _: Request<RotateRequest>) -> Result<Response<Self::RotateStream>, Status> {
+    async fn rotate(&self, _: Request<RotateRequest>) -> Result<Response<BoxStream<RotateProgress>>, Status> {
         self.admitted()?;
         let last = self.steps.len().saturating_sub(1);
         let complete = !self.breaks;
@@ -72,19 +70,6 @@ impl Admin for Fake {
             Ok(RotateProgress { step: step.into(), generation })
         });
         Ok(Response::new(Box::pin(tokio_stream::iter(steps))))
-    }
-
-    async fn rescue(&self, _: Request<RescueRequest>) -> Result<Response<RescueResponse>, Status> {
-        self.admitted()?;
-        Ok(Response::new(RescueResponse::default()))
-    }
-
-    async fn restart_custodian(
-        &self,
-        _: Request<RestartCustodianRequest>,
-    ) -> Result<Response<RestartCustodianResponse>, Status> {
-        self.admitted()?;
-        Ok(Response::new(RestartCustodianResponse::default()))
     }
 }
 
@@ -117,6 +102,8 @@ async fn list_shows_whole_key_ids_in_eighty_columns() {
     let report = run_line("list", Fake::default()).await.unwrap();
     let key_id = generation(2, "active").key_id;
     assert!(report.text.contains(&key_id), "{}", report.text);
+    assert!(report.text.contains("By the scan of 2025-11-22T13:04:05Z:"), "{}", report.text);
+    assert!(report.text.contains("generation 2: 120 objects"), "{}", report.text);
     assert!(report.text.lines().all(|line| line.chars().count() <= 80), "{}", report.text);
     assert_eq!(report.json["generations"][0]["created"], "2025-11-22T13:04:05Z");
     assert_eq!(report.json["generations"][0]["activated"], serde_json::Value::Null);

@@ -2,7 +2,7 @@
 
 mod drill;
 mod exported;
-mod keygen;
+pub mod keygen;
 mod private;
 mod verify;
 

@@ -51,6 +51,35 @@ fn defaults_are_those_of_an_air_gapped_softhsm_site() {
 }
 
 #[test]
+fn users_of_the_processes_bring_their_folder_and_their_peers() {
+    let settings = read("[process]\nserver_user = 'kube'\ncustodian_user = 997\n[store]\npath = '/s'").unwrap();
+    let users = settings.users.unwrap();
+    assert_eq!([users.server.uid, users.server.gid, users.custodian.uid], [950, 950, 997]);
+    assert_eq!(settings.custody.latch_folder, Path::new("/s-custodian"));
+    let settings = read("[process]\nserver_user = 1\ncustodian_user = 2\n[custody]\nstate_path = '/n'").unwrap();
+    assert_eq!(settings.custody.latch_folder, Path::new("/n"));
+    // The supervisor runs as the custodian's user, as under systemd: vendor code is no administrator.
+    let settings = read("[process]\nserver_user = 1\ncustodian_user = 500").unwrap();
+    assert_eq!((settings.kms.peers.uids, settings.admin.peers.uids), (vec![0], vec![0]));
+}
+
+#[test]
+fn users_that_keep_nothing_apart_are_refused() {
+    for (text, word) in [
+        ("server_user = 1", "one process only"),
+        ("custodian_user = 1", "one process only"),
+        ("server_user = 1\ncustodian_user = 1", "server's user, too"),
+        ("server_user = 950\ncustodian_user = 'kube'", "server's user, too"),
+        ("server_user = 0\ncustodian_user = 1", "is root"),
+        ("server_user = 1\ncustodian_user = 'root'", "is root"),
+        ("server_user = 'nobody-here'\ncustodian_user = 1", "no local user"),
+    ] {
+        let fault = fault(&format!("[process]\n{text}"));
+        assert!(fault.to_string().contains(word), "{text}: {fault}");
+    }
+}
+
+#[test]
 fn softhsm_is_found_where_the_distribution_put_it() {
     let machine = machine();
     let place = "/usr/lib64/pkcs11/libsofthsm2.so";

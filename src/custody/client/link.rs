@@ -11,7 +11,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-use crate::custody::contract::CustodyError;
+use crate::custody::contract::{Answer, CustodyError, ProcessReport};
 use crate::custody::frames::{self, Frame, FrameError, Reply};
 
 /// Holds the connection of the moment, if there is one.
@@ -38,6 +38,8 @@ struct Link {
     /// Replies that came, whoever waited for them.
     answers: u64,
     hung: bool,
+    /// What the custodian said of its process.
+    report: Option<ProcessReport>,
 }
 
 impl Default for Slot {
@@ -53,7 +55,7 @@ impl Slot {
         let (sender, frames) = mpsc::channel(queue);
         let mut state = slot.state();
         state.number += 1;
-        state.link = Some(Link { outgoing: sender, waiting: HashMap::new(), answers: 0, hung: false });
+        state.link = Some(Link { outgoing: sender, waiting: HashMap::new(), answers: 0, hung: false, report: None });
         state.expecting = false;
         tokio::spawn(write(outgoing, frames));
         tokio::spawn(read(incoming, Arc::clone(slot), state.number));
@@ -78,6 +80,10 @@ impl Slot {
 
     pub(super) fn is_attached(&self) -> bool {
         self.state().link.is_some()
+    }
+
+    pub(super) fn report(&self) -> Option<ProcessReport> {
+        self.state().link.as_ref()?.report
     }
 
     pub(super) fn send(self: &Arc<Self>, id: u64, frame: Frame) -> Result<Waiting, CustodyError> {
@@ -111,6 +117,10 @@ impl Slot {
             return;
         }
         let Some(link) = &mut state.link else { return };
+        if let (frames::UNASKED, Ok(Answer::Process(report))) = (id, &reply) {
+            link.report = Some(*report);
+            return;
+        }
         link.answers += 1;
         // Nobody waits any more for a reply that came after its deadline.
         if let Some(sender) = link.waiting.remove(&id) {

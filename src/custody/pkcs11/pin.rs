@@ -3,24 +3,17 @@
 use cryptoki::types::AuthPin;
 
 use crate::custody::contract::CustodyError;
-use crate::custody::credential_file::{self, Identity};
+use crate::custody::credential_file;
 use crate::custody::settings::PinSource;
 
 /// PKCS#11 tokens take PINs far shorter than this.
 const MAX_LEN: usize = 256;
 
-/// A PIN and which state of which file it was read from.
-pub(super) struct Pin {
-    pub(super) value: AuthPin,
-    pub(super) source: Identity,
-}
-
 /// # Errors
 /// `PinUnreadable`, saying what to change.
-pub(super) fn read(source: &PinSource) -> Result<Pin, CustodyError> {
+pub(super) fn read(source: &PinSource) -> Result<AuthPin, CustodyError> {
     let file = credential_file::read(source, MAX_LEN + 1)?;
-    let value = parse(&file.content).map_err(|problem| file.unreadable(&problem))?;
-    Ok(Pin { value, source: file.identity })
+    parse(&file.content).map_err(|problem| file.unreadable(&problem))
 }
 
 fn parse(content: &[u8]) -> Result<AuthPin, String> {
@@ -59,7 +52,7 @@ mod tests {
     fn trailing_newline_is_no_part_of_the_pin() {
         for content in ["1234", "1234\n"] {
             let (_folder, source) = written(content.as_bytes(), 0o640);
-            assert_eq!(read(&source).unwrap().value.expose_secret(), "1234");
+            assert_eq!(read(&source).unwrap().expose_secret(), "1234");
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::UserType;
 use keystead_core::RootId;
+use secrecy::ExposeSecret;
 
 use super::canary;
 use super::failure::{Failure, describe};
@@ -14,7 +15,7 @@ use super::negotiate::{Negotiated, negotiate};
 use super::session::{Opening, Session};
 use super::{pin, requests};
 use crate::custody::contract::{Answer, CustodyError, PinState, Request, TokenSummary};
-use crate::custody::latch::{self, Latch, Prepared};
+use crate::custody::latch::{self, Latch};
 use crate::custody::settings::CustodySettings;
 
 /// Field order is drop order: the seats' sessions close before the anchor's, the last one of all logs out.
@@ -160,15 +161,16 @@ fn login(
         PinState::Fine | PinState::CountLow | PinState::FinalTry => {}
     }
     let pin = pin::read(&settings.pin)?;
+    let told = || pin.expose_secret().as_bytes();
     let latch = Latch::new(&settings.latch_folder);
-    if latch.holds(&summary.serial, pin.source)? {
+    if latch.holds(&summary.serial, told())? {
         return Err(CustodyError::PinRejected { serial: serial(), final_try: summary.pin == PinState::FinalTry });
     }
     if summary.pin == PinState::FinalTry {
         return Err(CustodyError::PinFinalTry { serial: serial() });
     }
     let anchor = Session::open(opening).map_err(Failure::into_error)?;
-    let note = match latch.prepare(&summary.serial, pin.source) {
+    let note = match latch.prepare() {
         Ok(note) => Some(note),
         // A full or read-only disk must not keep the keys from a token whose own count shows no failed try: should this one
         // fail, that count keeps the next custodian from another.
@@ -178,10 +180,11 @@ fn login(
         }
         Err(error) => return Err(error),
     };
-    let code = match anchor.call().login(UserType::User, Some(&pin.value)) {
+    let mut unnoted = note.is_none();
+    let code = match anchor.call().login(UserType::User, Some(&pin)) {
         Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {
             if let Some(note) = note {
-                note.discard();
+                note.discard(&summary.serial);
             }
             // A count that was low is full again.
             summary.pin = PinState::Fine;
@@ -196,10 +199,13 @@ fn login(
         | RvError::PinLenRange
         | RvError::PinExpired
         | RvError::PinLocked => {
-            latch::remember(&summary.serial, pin.source);
             tracing::error!(serial = summary.serial, ?code, "login was rejected");
-            if let Some(Err(error)) = note.map(Prepared::put_down) {
-                tracing::error!(%error, "a rejected PIN could not be noted: do not restart before the PIN file is right");
+            if let Some(Err(error)) = note.map(|note| note.put_down(&summary.serial, told())) {
+                tracing::error!(%error, "a rejected PIN could not be noted: do not restart before the PIN is right");
+                unnoted = true;
+            }
+            if unnoted {
+                latch::remember(&summary.serial, told());
             }
             let now = module.summary(opening.slot).map(|summary| summary.pin);
             if matches!(code, RvError::PinLocked) || matches!(now, Ok(PinState::Locked)) {

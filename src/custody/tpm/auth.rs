@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::srk::SrkName;
 use crate::custody::contract::CustodyError;
-use crate::custody::credential_file::{self, Identity};
+use crate::custody::credential_file;
 use crate::custody::settings::PinSource;
 
 const FORMAT: &str = "keystead-tpm-auth 1";
@@ -26,25 +26,24 @@ pub(super) struct AuthFile {
     pub(super) value: AuthValue,
     /// Of the storage root key that the value was made for; none is asked for in a trial.
     pub(super) srk: Option<SrkName>,
-    pub(super) identity: Identity,
     pub(super) path: String,
 }
 
+#[derive(Clone, PartialEq)]
 pub(super) struct AuthValue(Zeroizing<[u8; LEN]>);
 
 impl AuthFile {
     /// Of no file, for keys that live as long as a trial. Fits any TPM.
     pub(super) fn for_trial(value: &[u8; LEN]) -> Self {
-        Self {
-            value: AuthValue(Zeroizing::new(*value)),
-            srk: None,
-            identity: Identity { device: 0, inode: 0, modified_ns: 0, size: 0 },
-            path: String::new(),
-        }
+        Self { value: AuthValue(Zeroizing::new(*value)), srk: None, path: String::new() }
     }
 }
 
 impl AuthValue {
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        self.0.as_slice()
+    }
+
     /// As the TSS takes it; wiped by it when dropped.
     pub(super) fn for_tss(&self) -> Auth {
         Auth::try_from(self.0.as_slice()).expect("32 bytes are a valid auth value")
@@ -62,7 +61,7 @@ pub(super) fn read(source: &PinSource) -> Result<AuthFile, CustodyError> {
     })?;
     let (value, srk) =
         parse(&file.content).ok_or_else(|| file.unreadable("it is not what `keystead tpm provision` writes"))?;
-    Ok(AuthFile { value, srk: Some(srk), identity: file.identity, path: file.path.display().to_string() })
+    Ok(AuthFile { value, srk: Some(srk), path: file.path.display().to_string() })
 }
 
 fn parse(content: &[u8]) -> Option<(AuthValue, SrkName)> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use keystead_core::id::{GenerationNumber, KeyId, RootKind};
 use keystead_core::{Kek, RootId, WrapContext, WrappedKek};
 
-use super::auth::{self, AuthFile};
+use super::auth::{self, AuthFile, AuthValue};
 use super::boot::Demand;
 use super::cmk::{self, Cmk, Mechanism};
 use super::connection::{Connection, flush_everything};
@@ -21,7 +21,6 @@ use super::srk::SrkName;
 use super::tcti::Tcti;
 use super::{epoch, random};
 use crate::custody::contract::{Answer, CustodyError, Request, TokenDescription};
-use crate::custody::credential_file::Identity;
 use crate::custody::latch::{self, Latch};
 use crate::custody::settings::{CustodySettings, MechanismChoice, TpmSettings};
 use crate::custody::worker::Custodian;
@@ -33,8 +32,8 @@ pub struct Device {
     settings: CustodySettings,
     tpm: TpmSettings,
     operations: Arc<AtomicU64>,
-    /// The auth file whose value the TPM has accepted.
-    accepted: Mutex<Option<Identity>>,
+    /// The auth value that the TPM has accepted.
+    accepted: Mutex<Option<AuthValue>>,
     state: Mutex<State>,
 }
 
@@ -88,7 +87,7 @@ impl Device {
             let failure = match perform(open, request) {
                 Ok(answer) => {
                     if open.connection.auth_proven {
-                        *self.accepted() = Some(open.connection.auth().identity);
+                        self.note_accepted(&open.connection);
                     }
                     return Ok(answer);
                 }
@@ -197,7 +196,7 @@ impl Device {
     /// Refuses an auth value that this TPM has rejected before.
     fn require_untried(&self, auth: &AuthFile) -> Result<(), CustodyError> {
         let serial = auth.srk.as_ref().map(SrkName::serial).unwrap_or_default();
-        if Latch::new(&self.settings.latch_folder).holds(&serial, auth.identity)? {
+        if Latch::new(&self.settings.latch_folder).holds(&serial, auth.value.as_bytes())? {
             return Err(CustodyError::AuthRejected { file: auth.path.clone() });
         }
         Ok(())
@@ -206,7 +205,7 @@ impl Device {
     /// What a refused auth value means. One that this TPM has never accepted is not tried a second time, by nobody.
     fn judge_refusal(&self, open: &Open, request: &Request, detail: String, retried: bool) -> Verdict {
         let auth = open.connection.auth();
-        let accepted = open.connection.auth_proven || *self.accepted() == Some(auth.identity);
+        let accepted = open.connection.auth_proven || self.accepted().as_ref() == Some(&auth.value);
         let raw = Tcti::parse(&self.tpm.tcti).is_ok_and(|tcti| tcti.is_raw());
         if accepted && raw && !retried {
             // Without a resource manager a neighbour's session may have taken the place of ours.
@@ -221,18 +220,35 @@ impl Device {
         }
         tracing::error!(detail, "the TPM rejected the auth value");
         let serial = open.connection.summary.serial.clone();
-        latch::remember(&serial, auth.identity);
-        let noted =
-            Latch::new(&self.settings.latch_folder).prepare(&serial, auth.identity).map(latch::Prepared::put_down);
-        if !matches!(noted, Ok(Ok(()))) {
+        let value = auth.value.as_bytes();
+        let latch = Latch::new(&self.settings.latch_folder);
+        // No count is used up by it: a place for the note need not be there before the try.
+        if !matches!(latch.prepare().map(|note| note.put_down(&serial, value)), Ok(Ok(()))) {
             tracing::warn!(
                 "that the auth value was rejected could not be noted; another custodian will try it once more"
             );
+            latch::remember(&serial, value);
         }
         Verdict::Answer(CustodyError::AuthRejected { file: auth.path.clone() })
     }
 
-    fn accepted(&self) -> MutexGuard<'_, Option<Identity>> {
+    /// Once for each value: what the TPM rejected before is of no interest any more.
+    fn note_accepted(&self, connection: &Connection) {
+        let value = &connection.auth().value;
+        let mut accepted = self.accepted();
+        if accepted.as_ref() == Some(value) {
+            return;
+        }
+        *accepted = Some(value.clone());
+        let serial = &connection.summary.serial;
+        let latch = Latch::new(&self.settings.latch_folder);
+        match latch.prepare() {
+            Ok(note) => note.discard(serial),
+            Err(error) => tracing::warn!(%error, "a rejected auth value could not be noted here"),
+        }
+    }
+
+    fn accepted(&self) -> MutexGuard<'_, Option<AuthValue>> {
         self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

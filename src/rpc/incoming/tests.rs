@@ -19,7 +19,8 @@ fn incoming(max_connections: usize, policy: PeerPolicy) -> (tempfile::TempDir, P
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kms.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    let settings = IncomingSettings { max_connections, handshake_deadline: DEADLINE, policy };
+    let settings =
+        IncomingSettings { max_connections, handshake_deadline: DEADLINE, policy, roles: RolePolicy::default() };
     (folder, path, Incoming::new(listener, settings))
 }
 

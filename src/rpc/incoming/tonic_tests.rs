@@ -15,6 +15,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::*;
 use crate::rpc::peer::Caller;
+use crate::rpc::roles::RolePolicy;
 
 /// Answers Status with who asks.
 struct WhoAmI;
@@ -48,7 +49,12 @@ struct TestServer {
 fn serve(policy: PeerPolicy) -> TestServer {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kms.sock");
-    let settings = IncomingSettings { max_connections: 1, handshake_deadline: Duration::from_secs(10), policy };
+    let settings = IncomingSettings {
+        max_connections: 1,
+        handshake_deadline: Duration::from_secs(10),
+        policy,
+        roles: RolePolicy::default(),
+    };
     let incoming = Incoming::new(UnixListener::bind(&path).unwrap(), settings);
     let (stop, stopped) = oneshot::channel();
     let serving = tokio::spawn(

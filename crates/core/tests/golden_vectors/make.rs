@@ -1,22 +1,32 @@
 //! Builds the vector files from fixed inputs. Format 1 throughout.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use keystead_core::annotation::Annotation;
 use keystead_core::envelope::EnvelopeKey;
+use keystead_core::grant::{Grant, GrantSigner};
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{Generation, GenerationState, Keyring, RecoveryRoot, TokenIdentity};
+use keystead_core::lease::{Clocks, Lease};
+use keystead_core::offline_copy::{CopyKey, OfflineCopy};
 use keystead_core::record;
+use keystead_core::rescue::{Rescue, RescuedGeneration};
+use keystead_core::scan::{Findings, Source};
+use keystead_core::upstream_state::{ConfigurationDigest, Denials, UpstreamState};
 use keystead_core::wrap::{Construction, OaepHash, TpmKey, oaep_message, seal_under_transport_key};
 use keystead_core::{
     Authenticator, EnvelopeContext, GenerationNumber, Kek, KeyId, KeyringId, RootId, RootKind, WrapContext, WrappedKek,
 };
+use p256::ecdsa::signature::Signer;
 use p256::elliptic_curve::sec1::ToSec1Point;
+use p256::pkcs8::{EncodePrivateKey, LineEnding};
 use rand_core::{TryCryptoRng, TryRng};
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use crate::read::FixedKey;
 use crate::rsa;
@@ -27,7 +37,10 @@ pub fn files() -> Vec<(&'static str, Value)> {
         ("commitment.json", commitment()),
         ("envelope.json", envelope()),
         ("key-id.json", key_id()),
+        ("lease-grant.json", lease_grant()),
+        ("offline-copy.json", offline_copy()),
         ("record.json", record()),
+        ("rescue.json", rescue()),
         ("wrap-aes-gcm.json", wrap_aes_gcm()),
         ("wrap-hpke-p256.json", wrap_hpke()),
         ("wrap-rsa-oaep.json", wrap_oaep()),
@@ -374,6 +387,127 @@ fn wrap_aes_gcm() -> Value {
     file("Custody wraps: the KEK under an AES-256 CMK, by AES-256-GCM", vec![good, case("longest-names", &long)], bad)
 }
 
+// Offline copies.
+
+fn copied(key: u8, iv: u8, context: &WrapContext, start: u8) -> Vec<u8> {
+    CopyKey::new(Zeroizing::new(counting(key))).seal(context, &kek(start), counting(iv))
+}
+
+fn offline_copy() -> Value {
+    let in_cloud = |id: &Name, kind: RootKind, root: &[u8]| WrapContext {
+        root_kind: kind,
+        root_id: RootId::new(root).unwrap(),
+        ..pkcs11(id)
+    };
+    let case = |case: &str, context: &WrapContext| {
+        let key = json!({ "copy_key": hex(counting::<32>(0x70)) });
+        wrap_case(case, context, &copied(0x70, 0x10, context, 0x20), key)
+    };
+    let context = in_cloud(&first(), RootKind::AlibabaKms, b"key-hzz000000000000000001");
+    let good = case("first-generation", &context);
+    let with = |name: &str, error: &str, changes: Value| without_kek(bad(&good, name, error, changes));
+    let next = in_cloud(&second(), RootKind::AlibabaKms, b"key-hzz000000000000000001");
+    let mut bad = bad_wraps(&good, &context);
+    bad.extend([
+        with("key-of-another-epoch", "not-authentic", json!({ "copy_key": hex(counting::<32>(0x71)) })),
+        with("copy-of-the-next-generation", "not-authentic", json!({ "wrap": hex(copied(0x70, 0x11, &next, 0x20)) })),
+        with("another-kek", "other-key", json!({ "wrap": hex(copied(0x70, 0x12, &context, 0x21)) })),
+        // The same key, context and construction, without the label of copies.
+        with(
+            "custody-wrap-by-the-same-key",
+            "not-authentic",
+            json!({ "wrap": hex(sealed_by_cmk(0x70, 0x10, &context, 0x20)) }),
+        ),
+        with("wrap-of-the-recovery-key", "not-authentic", json!({ "wrap": hex(hpke_wrap(0x11, &context, 0x20)) })),
+    ]);
+    let longest = in_cloud(&longest(), RootKind::AwsKms, &counting::<64>(0));
+    file(
+        "Offline copies: the KEK of a generation whose root is in the cloud, under a key of one epoch",
+        vec![good, case("longest-names", &longest)],
+        bad,
+    )
+}
+
+// Lease grants.
+
+fn grant_signer(scalar: u8) -> GrantSigner {
+    let key = p256::SecretKey::from_slice(&[scalar; 32]).unwrap();
+    GrantSigner::from_pem(&key.to_pkcs8_pem(LineEnding::LF).unwrap()).unwrap()
+}
+
+/// Any document, signed as a grant is.
+fn signed(document: &str) -> String {
+    let key = p256::ecdsa::SigningKey::from(p256::SecretKey::from_slice(&[0x11; 32]).unwrap());
+    let signature: p256::ecdsa::Signature = key.sign(&[b"keystead-grant\x01", document.as_bytes()].concat());
+    format!("keystead-grant 1\nsignature {}\n{document}", hex(signature.to_bytes()))
+}
+
+fn lease_grant() -> Value {
+    let case = |case: &str, id: &Name, epoch: u64, seconds: u64| {
+        let grant =
+            Grant { keyring: id.keyring.clone(), key_id: id.key_id.clone(), epoch, seconds, nonce: counting(0x40) };
+        json!({
+            "name": case,
+            "public_key": hex(public_key(0x11).as_sec1()),
+            "grant": String::from_utf8(grant.sign(&grant_signer(0x11)).unwrap()).unwrap(),
+            "keyring": id.keyring,
+            "key_id": id.key_id,
+            "epoch": epoch,
+            "seconds": seconds,
+            "nonce": hex(grant.nonce),
+        })
+    };
+    let good = vec![
+        case("one-day", &first(), 17, 86_400),
+        case("longest-names-longest-time", &longest(), u64::MAX, 366 * 86_400),
+    ];
+    let grant = good[0]["grant"].as_str().unwrap();
+    let (head, document) = grant.split_at(grant.match_indices('\n').nth(1).unwrap().0 + 1);
+    let with = |name: &str, error: &str, grant: &str| json!({ "name": name, "public_key": hex(public_key(0x11).as_sec1()), "grant": grant, "error": error });
+    let edited = |name: &str, from: &str, to: &str| {
+        assert!(document.contains(from), "{from}");
+        with(name, "not-authentic", &format!("{head}{}", document.replacen(from, to, 1)))
+    };
+    let resigned = |name: &str, from: &str, to: &str| {
+        assert!(document.contains(from), "{from}");
+        with(name, "malformed", &signed(&document.replacen(from, to, 1)))
+    };
+    let mut other_key = with("signed-by-another-key", "not-authentic", grant);
+    other_key["public_key"] = hex(public_key(0x12).as_sec1()).into();
+    let bad = vec![
+        with("empty", "malformed", ""),
+        with("head-alone", "not-authentic", head),
+        with("document-cut", "not-authentic", &grant[..grant.len() - 2]),
+        with("byte-added", "not-authentic", &format!("{grant} ")),
+        with("format-0", "malformed", &grant.replacen("grant 1", "grant 0", 1).replacen("grant 0", "grant 01", 1)),
+        with("newer-format", "newer-format 2", &grant.replacen("grant 1", "grant 2", 1)),
+        with("a-record", "malformed", &grant.replacen("keystead-grant", "keystead-store", 1)),
+        with(
+            "signature-in-upper-case",
+            "malformed",
+            &format!(
+                "{}{document}",
+                head.to_uppercase().replacen("KEYSTEAD-GRANT 1\nSIGNATURE", "keystead-grant 1\nsignature", 1)
+            ),
+        ),
+        with(
+            "signature-of-zeros",
+            "malformed",
+            &format!("keystead-grant 1\nsignature {}\n{document}", "0".repeat(128)),
+        ),
+        other_key,
+        edited("longer", "\"seconds\": 86400", "\"seconds\": 86401"),
+        edited("for-the-next-epoch", "\"epoch\": 17", "\"epoch\": 18"),
+        edited("other-nonce", "4041", "4141"),
+        resigned("of-nothing", "\"seconds\": 86400", "\"seconds\": 0"),
+        resigned("of-more-than-a-year", "\"seconds\": 86400", "\"seconds\": 31622401"),
+        resigned("field-missing", "  \"epoch\": 17,\n", ""),
+        resigned("field-unknown", "\"epoch\": 17", "\"epoch\": 17, \"more\": 1"),
+        resigned("key-of-another-keyring", "\"keyring\": \"default\"", "\"keyring\": \"other\""),
+    ];
+    file("Lease grants: an owner's signed word, for one epoch of one key", good, bad)
+}
+
 // HPKE.
 
 /// A random source that gives out the ephemeral key's seed, then panics.
@@ -712,7 +846,10 @@ fn keyring(recovery: bool) -> Keyring {
         },
         last_number: GenerationNumber(0),
         rotation: None,
+        scan: None,
+        upstream: None,
         generations: Vec::new(),
+        audit: None,
     }
 }
 
@@ -723,6 +860,7 @@ fn generation(id: &Name, state: GenerationState, wraps: Vec<WrappedKek>) -> Gene
         state,
         created: 1_800_000_000,
         activated: (state != GenerationState::Prepared).then_some(1_800_000_060),
+        forced: None,
         commitment: kek(0x20).commitment(),
         wraps,
     }
@@ -732,6 +870,31 @@ fn generation(id: &Name, state: GenerationState, wraps: Vec<WrappedKek>) -> Gene
 fn tagged(document: &str) -> String {
     let tag = FixedKey(counting(0x30)).tag(&[b"keystead-record\x01", document.as_bytes()].concat());
     format!("keystead-store 1\ntag {}\n{document}", hex(tag))
+}
+
+fn in_the_cloud() -> Keyring {
+    let id = first();
+    let root_id = RootId::new(b"key-hzz000000000000000001").unwrap();
+    let wrap = WrappedKek { root_kind: RootKind::AlibabaKms, root_id: root_id.clone(), bytes: b"\x10opaque".to_vec() };
+    let mut keyring = keyring(false);
+    keyring.last_number = GenerationNumber(1);
+    keyring.generations = vec![generation(&id, GenerationState::Active, vec![wrap])];
+    let context = keyring.generations[0].context(&id.keyring, RootKind::AlibabaKms, &root_id);
+    let boot = "0b0c0d0e-1111-4222-8333-444455556666".to_owned();
+    let now = Clocks { boot, boot_time: 3600, wall: 1_800_000_000, device: None };
+    keyring.upstream = Some(UpstreamState {
+        root_kind: RootKind::AlibabaKms,
+        root_id,
+        proven: Some(ConfigurationDigest(counting(0x50))),
+        grant_key: Some(grant_signer(0x11).public()),
+        lease: Lease::full(Duration::from_secs(72 * 3600), now),
+        server_time: 1_800_000_000,
+        denials: Some(Denials { count: 2, spread: 600 }),
+        revoked: None,
+        key_versions: vec!["v1".to_owned()],
+        copies: vec![OfflineCopy { generation: id.generation, sealed: copied(0x70, 0x10, &context, 0x20) }],
+    });
+    keyring
 }
 
 fn record() -> Value {
@@ -764,12 +927,30 @@ fn record() -> Value {
         generation(&third, GenerationState::Active, vec![custody_wrap(&third), recovery_wrap(&third)]),
     ];
 
+    let mut scanned = rotated.clone();
+    scanned.generations[2].forced = Some("CMK may be known: é, \"INC-42\"".parse().unwrap());
+    let findings = |source| Findings {
+        source,
+        revision: 9_007_199_254_740_993,
+        restricted: false,
+        objects: [(second().key_id, 7), (third.key_id.clone(), 120), (longest().key_id, 1)].into(),
+        unknown: 2,
+    };
+    scanned.record_scan(findings(Source::Etcd { cluster: u64::MAX - 1, member: 1 }), 1_800_000_120);
+    let mut from_snapshot = rotated.clone();
+    from_snapshot.begin_rotation(counting(0xc0), counting(0x08), 1_800_086_400).unwrap();
+    from_snapshot.rotation.as_mut().unwrap().forced = Some("because".parse().unwrap());
+    from_snapshot.record_scan(findings(Source::Snapshot { sha256: counting(0x70) }), 1_800_000_120);
+
     let good = vec![
         case("nothing-yet", &keyring(false), ""),
         case("one-active", &one, "1 Active 1"),
         case("rotation-journalled", &rotating, "1 Active 1"),
         case("three-generations-and-an-unknown-root", &rotated, "1 Destroyed 0, 2 Retired 2, 3 Active 2"),
+        case("forced-and-scanned", &scanned, "1 Destroyed 0, 2 Retired 2, 3 Active 2"),
+        case("scanned-from-a-snapshot-and-forcing", &from_snapshot, "1 Destroyed 0, 2 Retired 2, 3 Active 2"),
     ];
+    let good = [good, vec![case("root-in-the-cloud", &in_the_cloud(), "1 Active 1")]].concat();
     let record = good[1]["record"].as_str().unwrap();
     let (head, document) = record.split_at(record.match_indices('\n').nth(1).unwrap().0 + 1);
     let (tag, other_tag) = (&head[21..85], hex([0; 32]));
@@ -781,6 +962,11 @@ fn record() -> Value {
     let retagged = |name: &str, error: &str, from: &str, to: &str| {
         assert!(document.contains(from), "{from}");
         with(name, error, &tagged(&document.replacen(from, to, 1)))
+    };
+    let of_scan = |name: &str, from: &str, to: &str| {
+        let (_, document) = good[4]["record"].as_str().unwrap().split_at(head.len());
+        assert!(document.contains(from), "{from}");
+        with(name, "malformed", &tagged(&document.replacen(from, to, 1)))
     };
     let inconsistent = |name: &str, change: &dyn Fn(&mut Keyring)| {
         let mut keyring = rotated.clone();
@@ -826,6 +1012,16 @@ fn record() -> Value {
         retagged("field-missing", "malformed", "  \"recovery\": {\n    \"kind\": \"declined\"\n  },\n", ""),
         retagged("unknown-state", "malformed", "\"active\"", "\"dormant\""),
         retagged("negative-revision", "malformed", "\"revision\": 3", "\"revision\": -3"),
+        of_scan("reason-with-a-control-character", "CMK may be known", "\\u001b[2J"),
+        of_scan("reason-empty", "CMK may be known: é, \\\"INC-42\\\"", ""),
+        of_scan("scan-of-an-unknown-kind", "\"kind\": \"etcd\"", "\"kind\": \"consul\""),
+        of_scan("scan-without-a-revision", "\"revision\": 9007199254740993,", ""),
+        of_scan("scan-with-an-unknown-field", "\"unlisted\"", "\"surprise\": 1, \"unlisted\""),
+        of_scan("scan-of-a-cluster-beyond-64-bits", "18446744073709551614", "18446744073709551616"),
+        inconsistent("scanned-generations-out-of-order", &|keyring| {
+            keyring.scan = scanned.scan.clone();
+            keyring.scan.as_mut().unwrap().objects.swap(0, 1);
+        }),
         inconsistent("two-active", &|keyring| keyring.generations[1].state = GenerationState::Active),
         inconsistent("prepared-without-rotation", &|keyring| keyring.generations[2].state = GenerationState::Prepared),
         inconsistent("number-never-handed-out", &|keyring| keyring.last_number = GenerationNumber(2)),
@@ -843,4 +1039,98 @@ fn record() -> Value {
         }),
     ];
     file("Store records: a keyring, authenticated under a key derived from the epoch secret", good, bad)
+}
+
+// Rescue files.
+
+fn rescue() -> Value {
+    let rescued = |id: &Name, created: u64, wraps: Vec<WrappedKek>| RescuedGeneration {
+        key_id: id.key_id.clone(),
+        created,
+        commitment: kek(0x20).commitment(),
+        wraps,
+    };
+    let of = |generations: Vec<RescuedGeneration>| Rescue {
+        keyring: "default".parse().unwrap(),
+        node: "master-1".parse().unwrap(),
+        written: 1_800_172_800,
+        epoch: 5,
+        last_number: GenerationNumber(3),
+        generations,
+    };
+    let keys = json!({ "private_key": hex([0x11; 32]), "public_key": hex(public_key(0x11).as_sec1()) });
+    let text = |rescue: &Rescue| String::from_utf8(rescue.to_bytes()).unwrap();
+    let case = |name: &str, rescue: &Rescue| {
+        let listed: Vec<Value> = rescue
+            .generations
+            .iter()
+            .map(|each| json!({ "key_id": each.key_id, "created": each.created, "kek": hex(counting::<32>(0x20)), "wraps": each.wraps.len() }))
+            .collect();
+        merged(&[
+            keys.clone(),
+            json!({
+                "name": name, "rescue": text(rescue), "keyring": rescue.keyring, "node": rescue.node,
+                "written": rescue.written, "epoch": rescue.epoch, "last_number": rescue.last_number,
+                "generations": listed,
+            }),
+        ])
+    };
+    let one = of(vec![rescued(&first(), 1_800_000_000, vec![recovery_wrap(&first()), custody_wrap(&first())])]);
+    let two = of(vec![
+        rescued(&second(), 0, vec![recovery_wrap(&second()), custody_wrap(&second()), unknown_wrap()]),
+        rescued(&name("default", 3, 0xd0), 1_800_086_400, vec![recovery_wrap(&name("default", 3, 0xd0))]),
+    ]);
+    let good = vec![case("one-generation", &one), case("two-generations-and-an-unknown-root", &two)];
+    let whole = text(&one);
+    let with = |name: &str, error: &str, rescue: &str| {
+        merged(&[keys.clone(), json!({ "name": name, "rescue": rescue, "error": error })])
+    };
+    let edited = |name: &str, error: &str, from: &str, to: &str| {
+        assert!(whole.contains(from), "{from}");
+        with(name, error, &whole.replacen(from, to, 1))
+    };
+    let changed = |name: &str, error: &str, change: &dyn Fn(&mut RescuedGeneration)| {
+        let mut rescue = one.clone();
+        change(&mut rescue.generations[0]);
+        with(name, error, &text(&rescue))
+    };
+    let no = "malformed";
+    let mut other_key = with("other-private-key", "no-root", &whole);
+    other_key["private_key"] = hex([0x22; 32]).into();
+    other_key["public_key"] = hex(public_key(0x22).as_sec1()).into();
+    let bad = vec![
+        with("empty", no, ""),
+        with("first-line-alone", no, "keystead-rescue 1\n"),
+        with("document-cut", no, &whole[..whole.len() - 3]),
+        with("text-added", no, &format!("{whole}{{}}")),
+        with("byte-order-mark", no, &format!("\u{feff}{whole}")),
+        with("carriage-returns", no, &whole.replace('\n', "\r\n")),
+        with("first-line-without-end", no, &"keystead-rescue 1".repeat(9)),
+        edited("other-magic", no, "keystead-rescue", "keystead-stores"),
+        edited("format-0", no, "rescue 1\n", "rescue 0\n"),
+        edited("format-01", no, "rescue 1\n", "rescue 01\n"),
+        edited("format-plus-1", no, "rescue 1\n", "rescue +1\n"),
+        edited("format-2", "newer-format 2", "rescue 1\n", "rescue 2\n"),
+        with("newer-format-of-any-content", "newer-format 10", "keystead-rescue 10\n"),
+        edited("unknown-field", no, "\"epoch\"", "\"surprise\": 1, \"epoch\""),
+        edited("unknown-field-of-a-generation", no, "\"created\"", "\"surprise\": 1, \"created\""),
+        edited("field-twice", no, "\"epoch\"", "\"epoch\": 5, \"epoch\""),
+        edited("field-missing", no, "  \"written\": 1800172800,\n", ""),
+        edited("negative-epoch", no, "\"epoch\": 5", "\"epoch\": -5"),
+        edited("other-keyring", no, "\"keyring\": \"default\"", "\"keyring\": \"edge-7\""),
+        changed("key-id-of-another-keyring", no, &|each| each.key_id = elsewhere().key_id),
+        changed("wrap-of-641-bytes", no, &|each| each.wraps[0].bytes = vec![2; 641]),
+        changed("no-wrap", "no-root", &|each| each.wraps.clear()),
+        changed("custody-wrap-alone", "no-root", &|each| drop(each.wraps.remove(0))),
+        changed("wrap-last-bit", "not-authentic", &|each| {
+            let wrap = &mut each.wraps[0].bytes;
+            *wrap = flipped(wrap, wrap.len() - 1, 1);
+        }),
+        changed("wrap-cut", no, &|each| each.wraps[0].bytes.truncate(113)),
+        changed("wrap-of-another-generation", "not-authentic", &|each| each.wraps[0] = recovery_wrap(&second())),
+        changed("key-id-of-another-generation", "not-authentic", &|each| each.key_id = second().key_id),
+        changed("commitment-of-another-key", "other-key", &|each| each.commitment = kek(0x21).commitment()),
+        other_key,
+    ];
+    file("Rescue files: the KEKs that were in memory when a token died, wrapped to a public key", good, bad)
 }

@@ -6,14 +6,18 @@ use aes_gcm::aead::{AeadInOut, KeyInit};
 use hmac::{Hmac, Mac};
 use keystead_core::annotation::{Annotation, AnnotationError};
 use keystead_core::envelope::{EnvelopeError, EnvelopeKey};
+use keystead_core::grant::{Grant, GrantError, GrantKey};
 use keystead_core::hpke_p256::{P256PublicKey, check_encapsulated, open_with_private_key, open_with_shared_secret};
+use keystead_core::offline_copy::CopyKey;
 use keystead_core::record::{self, RecordError, UnverifiedRecord};
+use keystead_core::rescue::{Rescue, RescueError};
 use keystead_core::wrap::{Construction, OaepHash, WrapError, open_oaep_message, open_under_transport_key};
 use keystead_core::{
     Authenticator, EnvelopeContext, GenerationNumber, Kek, KeyCommitment, KeyId, RootId, RootKind, WrapContext,
     WrappedKek,
 };
 use sha2::Sha256;
+use zeroize::Zeroizing;
 
 use crate::case::Case;
 
@@ -30,7 +34,14 @@ pub fn readers() -> Vec<Reader> {
         Reader { file: "commitment.json", good: good_commitment, bad: bad_commitment },
         Reader { file: "envelope.json", good: good_envelope, bad: |case| envelope(case).map(drop) },
         Reader { file: "key-id.json", good: good_key_id, bad: |case| key_id(case).map(drop) },
+        Reader { file: "lease-grant.json", good: good_grant, bad: |case| grant(case).map(drop) },
+        Reader {
+            file: "offline-copy.json",
+            good: |case| good_wrap(case, offline_copy),
+            bad: |case| offline_copy(case).map(drop),
+        },
         Reader { file: "record.json", good: good_record, bad: |case| record(case).map(drop) },
+        Reader { file: "rescue.json", good: good_rescue, bad: |case| rescue(case).map(drop) },
         Reader {
             file: "wrap-aes-gcm.json",
             good: |case| good_wrap(case, aes_gcm),
@@ -147,6 +158,14 @@ fn aes_gcm(case: &Case) -> Result<Kek, String> {
     committed(case, Kek::take(&mut kek))
 }
 
+/// What a start offline does, with a key that custody derived.
+fn offline_copy(case: &Case) -> Result<Kek, String> {
+    let (key, context) = (CopyKey::new(Zeroizing::new(case.array("copy_key"))), wrap_context(case));
+    case.array::<32>("commitment");
+    let kek = key.open(&context, &case.bytes("wrap")).map_err(wrap_error)?;
+    committed(case, kek)
+}
+
 /// With the private key, and as after a device's ECDH: both must say the same.
 fn hpke(case: &Case) -> Result<Kek, String> {
     let (scalar, context) = (case.array::<32>("private_key"), wrap_context(case));
@@ -231,6 +250,29 @@ fn good_tpm(case: &Case) {
     }
 }
 
+// Lease grants.
+
+fn grant(case: &Case) -> Result<Grant, String> {
+    let key = GrantKey::try_from(case.text("public_key").to_owned()).unwrap();
+    Grant::read(case.text("grant").as_bytes(), &key).map_err(|error| match error {
+        GrantError::Malformed(_) => "malformed".to_owned(),
+        GrantError::NewerFormat(format) => format!("newer-format {format}"),
+        GrantError::NotAuthentic => "not-authentic".to_owned(),
+        other => panic!("{other} is not found by reading"),
+    })
+}
+
+fn good_grant(case: &Case) {
+    let expected = Grant {
+        keyring: case.parsed("keyring"),
+        key_id: case.parsed("key_id"),
+        epoch: case.number("epoch"),
+        seconds: case.number("seconds"),
+        nonce: case.array("nonce"),
+    };
+    assert_eq!(grant(case), Ok(expected), "{}", case.name());
+}
+
 // Annotations.
 
 fn annotation(case: &Case) -> Result<Annotation, String> {
@@ -303,4 +345,53 @@ fn good_record(case: &Case) {
     assert_eq!(states.join(", "), case.text("generations"));
     let key = FixedKey(case.array("record_key"));
     assert_eq!(record::encode(&keyring, &key), case.text("record").as_bytes(), "{}", case.name());
+}
+
+// Rescue files.
+
+/// Parsed, and every generation opened with the private key.
+fn rescue(case: &Case) -> Result<(Rescue, Vec<Kek>), String> {
+    let scalar = case.array::<32>("private_key");
+    let recipient = P256PublicKey::from_sec1(&case.bytes("public_key")).unwrap();
+    let rescue = Rescue::parse(case.text("rescue").as_bytes()).map_err(|error| match error {
+        RescueError::NewerFormat(format) => format!("newer-format {format}"),
+        RescueError::Malformed(_) => "malformed".to_owned(),
+    })?;
+    let keks: Result<Vec<Kek>, String> = rescue
+        .sightings()
+        .iter()
+        .map(|sighting| {
+            let annotation = &sighting.annotations[0];
+            let mut wraps = annotation.wraps.iter();
+            let to_this_key = |wrap: &&WrappedKek| {
+                wrap.root_kind == RootKind::Recovery && wrap.root_id == recipient.recovery_root_id()
+            };
+            let wrap = wraps.find(to_this_key).ok_or("no-root")?;
+            let Construction::HpkeP256 { encapsulated, sealed } =
+                Construction::parse(&wrap.bytes).map_err(wrap_error)?
+            else {
+                return other_construction();
+            };
+            let context = sighting.wrap_context(wrap);
+            let kek = open_with_private_key(&scalar, &context, &encapsulated, &sealed).map_err(wrap_error)?;
+            if kek.commitment() == annotation.commitment { Ok(kek) } else { Err("other-key".to_owned()) }
+        })
+        .collect();
+    Ok((rescue, keks?))
+}
+
+fn good_rescue(case: &Case) {
+    let (read, keks) = rescue(case).unwrap();
+    assert_eq!((read.keyring.as_str(), read.node.as_str()), (case.text("keyring"), case.text("node")));
+    assert_eq!((read.written, read.epoch), (case.number("written"), case.number("epoch")));
+    assert_eq!(read.last_number, GenerationNumber(case.number("last_number")));
+    let expected = case.cases("generations");
+    assert_eq!(read.generations.len(), expected.len());
+    for ((each, kek), expected) in read.generations.iter().zip(keks).zip(expected) {
+        assert_eq!(each.key_id, expected.parsed("key_id"));
+        assert_eq!((each.created, each.wraps.len() as u64), (expected.number("created"), expected.number("wraps")));
+        assert_eq!(kek.expose(), &expected.array("kek"));
+        expected.finish();
+    }
+    assert_eq!(read.to_bytes(), case.text("rescue").as_bytes(), "{}", case.name());
 }

@@ -1,0 +1,177 @@
+//! Requests and admin actions on their way into the audit trail.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Map, Value, json};
+use tonic::{Code, Request, Status};
+
+use super::metrics::Method;
+use super::peer::Caller;
+use crate::audit::{AdminRecord, AuditError, Phase, RequestRecord, Trail, Who};
+
+/// The audit trail as the KMS service uses it; without one, or where requests are not recorded, all of it costs a branch.
+pub struct RequestAudit(Option<Trail>);
+
+impl RequestAudit {
+    pub fn new(trail: Option<Trail>) -> Self {
+        Self(trail.filter(Trail::wants_requests))
+    }
+
+    /// Nothing is opened or closed that must be recorded and cannot be.
+    pub fn admit(&self) -> Result<(), Status> {
+        self.0.as_ref().map_or(Ok(()), |trail| trail.admits_requests().map_err(unrecorded))
+    }
+
+    /// Records a finished request; an answer that must be recorded and cannot be is not given. `key_id` is only asked for
+    /// where it is needed.
+    pub fn record<T>(
+        &self,
+        method: Method,
+        caller: Option<Caller>,
+        uid: &str,
+        key_id: impl FnOnce(&Result<T, Status>) -> String,
+        latency: Duration,
+        outcome: Result<T, Status>,
+    ) -> Result<T, Status> {
+        let Some(trail) = &self.0 else { return outcome };
+        let recorded = trail.record_request(RequestRecord {
+            at: SystemTime::now(),
+            action: match method {
+                Method::Status => "status",
+                Method::Encrypt => "encrypt",
+                Method::Decrypt => "decrypt",
+            },
+            uid: uid.to_owned(),
+            peer_uid: caller.map(|caller| caller.uid),
+            peer_pid: caller.and_then(|caller| caller.pid),
+            key_id: key_id(&outcome),
+            outcome: outcome.as_ref().map_or_else(|status| code_name(status.code()), |_| "ok"),
+            latency,
+        });
+        recorded.map_err(unrecorded).and(outcome)
+    }
+}
+
+/// The audit trail as the admin service uses it.
+#[derive(Clone)]
+pub struct AdminAudit(Option<Trail>);
+
+/// An action whose intent is recorded. One that is dropped without an outcome was broken off, and is recorded as that.
+pub struct Audited {
+    trail: Option<Trail>,
+    action: &'static str,
+    who: Option<Who>,
+}
+
+impl AdminAudit {
+    pub fn new(trail: Option<Trail>) -> Self {
+        Self(trail)
+    }
+
+    pub fn trail(&self) -> Option<&Trail> {
+        self.0.as_ref()
+    }
+
+    /// Records who is about to do what, durably, before it is done.
+    ///
+    /// # Errors
+    /// It cannot be recorded, and the site wants nothing done that is not.
+    pub async fn intent<T>(
+        &self,
+        action: &'static str,
+        request: &Request<T>,
+        details: Value,
+    ) -> Result<Audited, Status> {
+        let who = request.extensions().get().copied().map(who);
+        let audited = Audited { trail: self.0.clone(), action, who };
+        if let Some(trail) = &self.0
+            && let Err(error) = trail.record(audited.line(Phase::Intent, details)).await
+            && trail.stops()
+        {
+            return Err(unrecorded(error));
+        }
+        Ok(audited)
+    }
+
+    /// Records that somebody may not do what he asked for.
+    pub(super) async fn refused(&self, action: &'static str, caller: Option<Caller>) {
+        let who = caller.map(who);
+        tracing::warn!(action, uid = who.map(|who| who.uid), pid = who.and_then(|who| who.pid), "refused");
+        if let Some(trail) = &self.0 {
+            let refused = Audited { trail: None, action, who };
+            // Refused it is in any case; that it cannot be recorded is the trail's own alarm.
+            let _ = trail.record(refused.line(Phase::Refused, json!({}))).await;
+        }
+    }
+}
+
+impl Audited {
+    pub async fn done(self, details: Value) {
+        self.end(Phase::Done, details).await;
+    }
+
+    /// Records how it ended; the answer is passed on.
+    pub async fn outcome<T>(self, outcome: Result<T, Status>, details: impl FnOnce(&T) -> Value) -> Result<T, Status> {
+        match &outcome {
+            Ok(answer) => self.end(Phase::Done, details(answer)).await,
+            Err(status) => {
+                self.end(Phase::Failed, json!({"code": code_name(status.code()), "reason": status.message()})).await;
+            }
+        }
+        outcome
+    }
+
+    async fn end(mut self, phase: Phase, details: Value) {
+        // What was done is done: that it cannot be recorded is the trail's own alarm.
+        if let Some(trail) = self.trail.take() {
+            let _ = trail.record(self.line(phase, details)).await;
+        }
+    }
+
+    fn line(&self, phase: Phase, details: Value) -> AdminRecord {
+        let details = match details {
+            Value::Object(details) => details,
+            _ => Map::new(),
+        };
+        AdminRecord { at: SystemTime::now(), action: self.action, phase, who: self.who, details }
+    }
+}
+
+impl Drop for Audited {
+    fn drop(&mut self) {
+        if let Some(trail) = self.trail.take() {
+            trail.note(self.line(Phase::Failed, json!({"reason": "broken off"})));
+        }
+    }
+}
+
+fn who(caller: Caller) -> Who {
+    Who { uid: caller.uid, gid: caller.gid, pid: caller.pid }
+}
+
+/// UNAVAILABLE: kube-apiserver tries again, and the trail may be mended meanwhile.
+fn unrecorded(error: AuditError) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "ok",
+        Code::Cancelled => "cancelled",
+        Code::Unknown => "unknown",
+        Code::InvalidArgument => "invalid-argument",
+        Code::DeadlineExceeded => "deadline-exceeded",
+        Code::NotFound => "not-found",
+        Code::AlreadyExists => "already-exists",
+        Code::PermissionDenied => "permission-denied",
+        Code::ResourceExhausted => "resource-exhausted",
+        Code::FailedPrecondition => "failed-precondition",
+        Code::Aborted => "aborted",
+        Code::OutOfRange => "out-of-range",
+        Code::Unimplemented => "unimplemented",
+        Code::Internal => "internal",
+        Code::Unavailable => "unavailable",
+        Code::DataLoss => "data-loss",
+        Code::Unauthenticated => "unauthenticated",
+    }
+}

@@ -1,0 +1,209 @@
+//! What becomes of the service: whether a restart now would be survived, what happens when the lease ends, what to do.
+//!
+//! Pure: judges what status says, so that text, JSON and whoever reads them get one answer. The state machine decides
+//! what is served; here it is only explained.
+
+use std::time::Duration;
+
+use keystead_wire::admin::v1::{GetStatusResponse, Survival, Upstream};
+
+/// What the first start of a boot takes off the lease at least, for nobody knows how long the machine was off.
+pub const BOOT_FLOOR: Duration = Duration::from_secs(15 * 60);
+/// From here on an outage is urgent.
+const URGENT_PERCENT: u64 = 25;
+
+/// Fills in what follows from the rest of `status`.
+pub fn explain(status: &mut GetStatusResponse) {
+    if let Some(mut upstream) = status.upstream.take() {
+        upstream.consequence = consequence(&status.availability, &upstream);
+        status.upstream = Some(upstream);
+    }
+    status.apiserver_restart = Some(apiserver_restart(status));
+    status.reboot = Some(reboot(status));
+    status.actions = actions(status);
+}
+
+fn yes(why: impl Into<String>) -> Survival {
+    Survival { survives: true, why: why.into() }
+}
+
+fn no(why: impl Into<String>) -> Survival {
+    Survival { survives: false, why: why.into() }
+}
+
+fn serves(status: &GetStatusResponse) -> bool {
+    matches!(status.availability.as_str(), "online" | "degraded")
+}
+
+fn custody_state(status: &GetStatusResponse) -> &str {
+    status.custody.as_ref().map_or("starting", |custody| custody.state.as_str())
+}
+
+fn apiserver_restart(status: &GetStatusResponse) -> Survival {
+    if serves(status) {
+        return yes("it asks Status, Encrypt and Decrypt, and all are answered from memory");
+    }
+    no(format!("the daemon is {}: a restarted apiserver would read no Secret", status.availability))
+}
+
+fn reboot(status: &GetStatusResponse) -> Survival {
+    if !serves(status) {
+        return no(format!("the daemon is {} already", status.availability));
+    }
+    match custody_state(status) {
+        "ready" => {}
+        state => return no(format!("custody is {state}: without it a new daemon cannot read its store")),
+    }
+    let Some(upstream) = status.upstream.as_ref().filter(|upstream| !upstream.up) else {
+        return yes("");
+    };
+    if !upstream.copies_complete {
+        return no("not every generation has an offline copy, and the cloud cannot be asked");
+    }
+    let left = Duration::from_secs(upstream.lease_remaining_seconds);
+    if left > BOOT_FLOOR {
+        return yes(format!("the offline copy opens for {} more", span(left)));
+    }
+    no(format!("the first start of a boot takes 15m off the lease, of which {} is left", span(left)))
+}
+
+fn consequence(availability: &str, upstream: &Upstream) -> String {
+    let cached =
+        "What the apiserver has cached stays readable until it restarts, at most a day; writes stop within 3 minutes";
+    match availability {
+        "revoked" => {
+            format!("the cloud has withdrawn the key: nothing is served, offline copies are destroyed. {cached}")
+        }
+        "expired" => format!("the lease is used up: nothing is served until the cloud answers. {cached}"),
+        "online" | "degraded" if !upstream.up => {
+            let left = span(Duration::from_secs(upstream.lease_remaining_seconds));
+            format!("in {left} the lease ends and nothing is served any more. {cached}")
+        }
+        _ => String::new(),
+    }
+}
+
+fn actions(status: &GetStatusResponse) -> Vec<String> {
+    let mut actions = Vec::new();
+    let Some(upstream) = &status.upstream else { return actions };
+    if serves(status) && custody_state(status) != "ready" {
+        actions.push("bring custody back before this machine restarts: the keys are in memory only".to_owned());
+    }
+    match status.availability.as_str() {
+        "revoked" => actions.push(
+            "if it was not meant: enable the key, or give the permission back, in the cloud console. Service comes back \
+             by itself within one probe"
+                .into(),
+        ),
+        "expired" => actions.push(
+            "bring back the way to the cloud (`keystead upstream check` shows where it ends), or have a grant signed: \
+             `keystead lease extend --grant FILE`"
+                .into(),
+        ),
+        _ => {}
+    }
+    if upstream.up || matches!(status.availability.as_str(), "revoked" | "expired") {
+        return actions;
+    }
+    actions.push(match upstream.fault_class.as_str() {
+        "credential-fault" => "put a valid credential into the credentials file; no restart is needed".into(),
+        "billing" => "settle the cloud account: nobody renews for an account in debt".into(),
+        "denied" => "give this credential the right to use the key, or the key is taken as revoked".into(),
+        "corrupt" => "compare upstream.key with `keystead roots list`: the cloud answered for another key".into(),
+        _ => "`keystead upstream check` shows where the way to the cloud ends; it is tried again by itself".to_owned(),
+    });
+    if upstream.lease_remaining_seconds * 100 < upstream.lease_total_seconds * URGENT_PERCENT {
+        actions.push("if the cloud stays away: `keystead lease extend --grant FILE` gives more time".into());
+    }
+    actions
+}
+
+/// `71h 5m`, `4m 3s`: hours are what people count an outage in.
+fn span(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds}s"),
+        (0, minutes, seconds) => format!("{minutes}m {seconds}s"),
+        (hours, minutes, _) => format!("{hours}h {minutes}m"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keystead_wire::admin::v1::Custody;
+
+    fn status(availability: &str, custody: &str, upstream: Option<Upstream>) -> GetStatusResponse {
+        let mut status = GetStatusResponse {
+            availability: availability.into(),
+            custody: Some(Custody { state: custody.into(), ..Custody::default() }),
+            upstream,
+            ..GetStatusResponse::default()
+        };
+        explain(&mut status);
+        status
+    }
+
+    fn outage(left: u64) -> Option<Upstream> {
+        Some(Upstream {
+            lease_remaining_seconds: left,
+            lease_total_seconds: 72 * 3600,
+            copies_complete: true,
+            ..Upstream::default()
+        })
+    }
+
+    fn survives(status: &GetStatusResponse) -> (bool, bool) {
+        let of = |survival: &Option<Survival>| survival.as_ref().unwrap().survives;
+        (of(&status.apiserver_restart), of(&status.reboot))
+    }
+
+    #[test]
+    fn restarts_are_survived_while_key_and_lease_last() {
+        let up = Some(Upstream { up: true, ..Upstream::default() });
+        for (availability, custody, upstream, expected) in [
+            ("online", "ready", None, (true, true)),
+            ("degraded", "token-missing", None, (true, false)),
+            ("sealed", "token-missing", None, (false, false)),
+            ("online", "ready", up.clone(), (true, true)),
+            ("degraded", "hung", up, (true, false)),
+            ("degraded", "ready", outage(3600), (true, true)),
+            ("degraded", "ready", outage(901), (true, true)),
+            ("degraded", "ready", outage(900), (true, false)),
+            ("degraded", "token-missing", outage(3600), (true, false)),
+            ("degraded", "ready", Some(Upstream { copies_complete: false, ..outage(3600).unwrap() }), (true, false)),
+            ("expired", "ready", outage(0), (false, false)),
+            ("revoked", "ready", outage(3600), (false, false)),
+        ] {
+            let status = status(availability, custody, upstream);
+            assert_eq!(survives(&status), expected, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn outage_says_when_it_ends_the_service_and_what_to_do() {
+        let early = status("degraded", "ready", outage(71 * 3600 + 300));
+        let upstream = early.upstream.as_ref().unwrap();
+        assert!(upstream.consequence.starts_with("in 71h 5m the lease ends"), "{}", upstream.consequence);
+        assert_eq!(early.actions.len(), 1);
+        assert!(early.actions[0].contains("keystead upstream check"));
+        let late = status("degraded", "ready", outage(3600));
+        assert!(late.actions.iter().any(|action| action.contains("lease extend")), "{:?}", late.actions);
+        let fault = Upstream { fault_class: "credential-fault".into(), ..outage(71 * 3600).unwrap() };
+        assert!(status("degraded", "ready", Some(fault)).actions[0].contains("valid credential"));
+        for availability in ["revoked", "expired"] {
+            let status = status(availability, "ready", outage(0));
+            assert_eq!(status.actions.len(), 1, "{:?}", status.actions);
+            assert!(status.upstream.unwrap().consequence.contains("nothing is served"));
+        }
+    }
+
+    #[test]
+    fn nothing_is_to_be_done_while_all_is_well() {
+        let up = Some(Upstream { up: true, ..Upstream::default() });
+        for upstream in [None, up] {
+            let status = status("online", "ready", upstream);
+            assert!(status.actions.is_empty(), "{status:?}");
+        }
+    }
+}

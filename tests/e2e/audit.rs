@@ -1,0 +1,134 @@
+//! The audit trail of the running daemon.
+
+use std::fs;
+
+use keystead_wire::kms::v2::{DecryptRequest, StatusRequest};
+use serde_json::Value;
+
+use crate::daemon::{Finished, Site, decrypt, encrypt};
+
+fn lines(site: &Site, arguments: &str) -> Vec<Value> {
+    let mut command = site.command(["audit", "query", "--limit", "0", "--output", "json"]);
+    let output = command.args(arguments.split_whitespace()).output().unwrap().expect_success();
+    serde_json::from_str(&output).unwrap()
+}
+
+fn text<'a>(line: &'a Value, name: &str) -> &'a str {
+    line[name].as_str().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn an_admin_action_is_in_the_trail_with_who_asked_before_it_is_done_and_after() {
+    let site = Site::initialized("");
+    let daemon = site.serve().await;
+    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.keystead(["custodian", "restart"]).expect_success();
+    let rotation = lines(&site, "--since 1h --action rotate");
+    assert_eq!(rotation.iter().map(|line| text(line, "phase")).collect::<Vec<_>>(), ["intent", "done"]);
+    let own = u64::from(rustix::process::geteuid().as_raw());
+    assert!(rotation.iter().all(|line| line["who"]["uid"] == own), "{rotation:?}");
+    assert_eq!(rotation[1]["details"]["generation"], 2);
+    assert_eq!(lines(&site, "--action restart-custodian").len(), 2);
+    assert_eq!(lines(&site, "--generation 2").len(), 1);
+    assert!(lines(&site, "--until 1h").is_empty());
+    let shown = site.keystead(["audit", "query"]).expect_success();
+    assert!(shown.contains("rotate") && shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+    let verified = site.keystead(["audit", "verify"]).expect_success();
+    assert!(verified.contains("intact"), "{verified}");
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test]
+async fn with_the_level_requests_every_encrypt_and_decrypt_is_recorded_and_no_secret_is() {
+    let site = Site::initialized("[audit]\nlevel = \"requests\"\n");
+    let daemon = site.serve().await;
+    let mut kms = daemon.kms().await;
+    let sealed = encrypt(&mut kms, b"a seed that nobody may see").await;
+    decrypt(&mut kms, &sealed).await.unwrap();
+    let unknown = DecryptRequest {
+        key_id: "nonsense\"\n".into(),
+        uid: "u\u{1}".into(),
+        ciphertext: vec![1; 80],
+        ..Default::default()
+    };
+    kms.decrypt(unknown).await.unwrap_err();
+    kms.status(StatusRequest {}).await.unwrap();
+    let requests: Vec<_> = lines(&site, "").into_iter().filter(|line| line["latency_us"].is_u64()).collect();
+    let seen: Vec<_> = requests.iter().map(|line| (text(line, "action"), text(line, "outcome"))).collect();
+    assert_eq!(seen, [("encrypt", "ok"), ("decrypt", "ok"), ("decrypt", "invalid-argument")]);
+    assert_eq!(text(&requests[0], "key_id"), sealed.key_id);
+    assert_eq!((&requests[0]["generation"], &requests[2]["generation"]), (&Value::from(1), &Value::from(0)));
+    assert_eq!(text(&requests[2], "uid"), "u\u{1}");
+    assert_eq!(requests[0]["peer_pid"], std::process::id());
+    let trail = fs::read_to_string(site.path().join("store/audit/audit.log")).unwrap();
+    assert!(!trail.contains("nobody may see"));
+    drop(kms);
+    assert!(daemon.stop().success());
+}
+
+/// While the daemon is down nobody watches: what it finds at its start is held against the store, which custody
+/// vouches for.
+#[tokio::test]
+async fn a_trail_that_was_changed_while_the_daemon_was_down_is_found() {
+    type Change = fn(&str) -> String;
+    let changes: [(&str, Change); 4] = [
+        ("edited", |trail| trail.replacen("\"rotate\"", "\"rot4te\"", 1)),
+        ("a line removed", |trail| {
+            trail.lines().enumerate().filter(|(at, _)| *at != 2).map(|(_, line)| format!("{line}\n")).collect()
+        }),
+        ("truncated", |trail| trail.lines().take(2).map(|line| format!("{line}\n")).collect()),
+        ("emptied", |_| String::new()),
+    ];
+    let site = Site::initialized("");
+    let daemon = site.serve().await;
+    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    assert!(daemon.stop().success());
+    let path = site.path().join("store/audit/audit.log");
+    let good = fs::read_to_string(&path).unwrap();
+    for (what, change) in changes {
+        fs::write(&path, change(&good)).unwrap();
+        let daemon = site.serve().await;
+        let verified = site.keystead(["audit", "verify"]);
+        let found = lines(&site, "--action trail-changed").len();
+        assert!(verified.status.code() == Some(1) || found == 1, "{what}: {verified:?}");
+        assert!(daemon.log().contains("audit trail is not what it was"), "{what}: {}", daemon.log());
+        assert!(daemon.stop().success());
+        fs::write(&path, &good).unwrap();
+    }
+    // As it was, it is believed again.
+    let daemon = site.serve().await;
+    site.keystead(["audit", "verify"]).expect_success();
+    assert!(lines(&site, "--action trail-changed").is_empty());
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test]
+async fn a_line_cut_by_a_power_cut_is_repaired_and_said_so() {
+    let site = Site::initialized("");
+    assert!(site.serve().await.stop().success());
+    let path = site.path().join("store/audit/audit.log");
+    let mut trail = fs::read(&path).unwrap();
+    trail.extend_from_slice(b"{\"seq\":99,\"prev\":\"0a");
+    fs::write(&path, trail).unwrap();
+    let daemon = site.serve().await;
+    assert_eq!(lines(&site, "--action trail-repaired")[0]["details"]["unfinished_bytes"], 20);
+    site.keystead(["audit", "verify"]).expect_success();
+    let verified =
+        site.keystead(["audit", "verify", "--folder", path.parent().unwrap().to_str().unwrap()]).expect_success();
+    assert!(verified.contains("follow each other"), "{verified}");
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test]
+async fn without_a_trail_the_commands_say_that_it_is_off() {
+    let site = Site::initialized("[audit]\nlevel = \"off\"\n");
+    let daemon = site.serve().await;
+    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    for command in ["query", "verify"] {
+        let output = site.keystead(["audit", command]);
+        assert_eq!(output.status.code(), Some(4));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("audit.level"), "{output:?}");
+    }
+    assert!(!site.path().join("store/audit").exists());
+    assert!(daemon.stop().success());
+}

@@ -1,0 +1,167 @@
+//! What an owner does with the key: rotates it in the cloud, moves it there from the token, gives a cut-off site more time.
+
+use std::fs;
+
+use tonic::Code;
+
+use super::rig::CloudSite;
+use crate::clients::kms_code;
+use crate::daemon::{Finished, decrypt, encrypt};
+
+#[tokio::test]
+async fn new_version_of_the_cloud_key_makes_a_generation_and_none_is_made_offline() {
+    let site = CloudSite::initialized("");
+    let daemon = site.serve().await;
+    let before = daemon.status().await.active_key_id;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    assert!(daemon.stop().success());
+    site.cloud.act("rotate-key");
+    let daemon = site.serve().await;
+    let status = daemon.until("followed", |status| status.active_generation == 2).await;
+    assert_ne!(status.active_key_id, before);
+    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+
+    site.cloud.fault("refuse");
+    daemon.until("cut off", |status| status.availability == "degraded").await;
+    let refused = site.site.keystead(["key", "rotate", "--yes"]).expect_failure(4);
+    assert!(refused.contains("cloud"), "{refused}");
+    assert_eq!(daemon.status().await.active_key_id, status.active_key_id);
+    // Both generations come back without the cloud.
+    assert!(daemon.stop().success());
+    let mut daemon = site.site.spawn(&[]);
+    daemon.until_serving().await;
+    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+}
+
+#[tokio::test]
+async fn announced_version_waits_for_a_rotation() {
+    let site = CloudSite::initialized("on_key_version = \"announce\"");
+    site.cloud.act("rotate-key");
+    let daemon = site.serve().await;
+    let pending = |status: &keystead_wire::admin::v1::GetStatusResponse| {
+        status.upstream.as_ref().is_some_and(|upstream| !upstream.pending_version.is_empty())
+    };
+    let status = daemon.until("announced", pending).await;
+    assert_eq!(status.active_generation, 1);
+    site.site.keystead(["key", "rotate", "--yes"]).expect_success();
+    daemon.until("taken up", |status| status.active_generation == 2 && !pending(status)).await;
+}
+
+#[tokio::test]
+async fn keyring_of_a_token_moves_to_the_cloud_by_a_rotation() {
+    let site = CloudSite::bare("");
+    let cloud = fs::read_to_string(site.site.config()).unwrap();
+    site.site.configure(&site.custody(), "");
+    site.site.keystead(["init", "--no-recovery"]).expect_success();
+    let daemon = site.site.serve().await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    assert!(daemon.stop().success());
+
+    fs::write(site.site.config(), cloud).unwrap();
+    let daemon = site.site.serve().await;
+    site.site.keystead(["key", "rotate", "--yes"]).expect_success();
+    let status = daemon.until("moved", |status| status.active_generation == 2).await;
+    assert_eq!(status.durable_roots, ["alibaba-kms"]);
+    // What each root still opens.
+    let roots = site.site.keystead(["roots", "list", "--output", "json"]).expect_success();
+    let roots: serde_json::Value = serde_json::from_str(&roots).unwrap();
+    let opens = |kind: &str| {
+        let roots = roots["roots"].as_array().unwrap();
+        roots.iter().find(|root| root["kind"] == kind).map(|root| (root["id"].clone(), root["generations"].clone()))
+    };
+    assert_eq!(opens("alibaba-kms").unwrap(), (site.cloud.key().into(), serde_json::json!([2])));
+    assert_eq!(opens("pkcs11").unwrap().1, serde_json::json!([1]));
+    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+    let moved = encrypt(&mut daemon.kms().await, b"moved").await;
+    site.cloud.fault("refuse");
+    assert!(daemon.stop().success());
+    let mut daemon = site.site.spawn(&[]);
+    daemon.until_serving().await;
+    for (sealed, seed) in [(&sealed, b"seed".as_slice()), (&moved, b"moved")] {
+        assert_eq!(decrypt(&mut daemon.kms().await, sealed).await.unwrap(), seed);
+    }
+}
+
+#[tokio::test]
+async fn lease_that_ran_out_is_extended_by_a_signed_grant_once() {
+    let site = CloudSite::bare("");
+    let at = |name: &str| site.site.path().join(name).display().to_string();
+    let run = |line: &str| {
+        let mut command = site.site.command([]);
+        command.args(line.split_whitespace()).output().unwrap()
+    };
+    run(&format!("recovery keygen --out {} --public-out {}", at("grant.key"), at("grant.pem"))).expect_success();
+    site.configure(&format!("lease = \"4s\"\ngrant_key = {:?}", at("grant.pem")));
+    run("init --no-recovery").expect_success();
+    let daemon = site.serve().await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    site.cloud.fault("refuse");
+    daemon.until("expired", |status| status.availability == "expired").await;
+    assert_eq!(kms_code(&site.site).await, Code::FailedPrecondition);
+
+    fs::write(at("status.json"), run("status --output json").stdout).unwrap();
+    run(&format!(
+        "lease grant --key {} --status {} --for 2h --out {}",
+        at("grant.key"),
+        at("status.json"),
+        at("grant")
+    ))
+    .expect_success();
+    let mut forged = fs::read(at("grant")).unwrap();
+    let last = forged.len() - 5;
+    forged[last] ^= 1;
+    fs::write(at("forged"), forged).unwrap();
+    run(&format!("lease extend --grant {}", at("forged"))).expect_failure(4);
+    run(&format!("lease extend --grant {}", at("grant"))).expect_success();
+    let status = daemon.until("serving again", |status| status.availability == "degraded").await;
+    let left = status.upstream.unwrap().lease_remaining_seconds;
+    assert!((7100..=7204).contains(&left), "{left}");
+    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+    run(&format!("lease extend --grant {}", at("grant"))).expect_failure(4);
+
+    // And no grant lifts a revocation.
+    site.cloud.act("clear");
+    site.cloud.act("disable-key");
+    daemon.until("revoked", |status| status.availability == "revoked").await;
+    fs::write(at("status.json"), run("status --output json").stdout).unwrap();
+    run(&format!(
+        "lease grant --key {} --status {} --for 2h --out {}",
+        at("grant.key"),
+        at("status.json"),
+        at("second")
+    ))
+    .expect_success();
+    let refused = run(&format!("lease extend --grant {}", at("second"))).expect_failure(4);
+    assert!(refused.contains("revoked"), "{refused}");
+}
+
+#[tokio::test]
+async fn lost_store_is_rebuilt_with_its_root_in_the_cloud() {
+    let site = CloudSite::bare("");
+    let at = |name: &str| site.site.path().join(name).display().to_string();
+    let run = |line: &str| {
+        let mut command = site.site.command([]);
+        command.args(line.split_whitespace()).output().unwrap()
+    };
+    run(&format!("recovery keygen --out {} --public-out {}", at("private.pem"), at("public.pem"))).expect_success();
+    run("init --no-recovery").expect_success();
+    let daemon = site.serve().await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    run(&format!("roots rescue --to {} --out {}", at("public.pem"), at("rescue"))).expect_success();
+    assert!(daemon.stop().success());
+    fs::remove_dir_all(site.site.path().join("store")).unwrap();
+
+    let line = format!("recover --rescue {} --private {} --no-recovery --output json", at("rescue"), at("private.pem"));
+    let recovered = run(&line).expect_success();
+    assert!(recovered.contains("alibaba-kms"), "{recovered}");
+    let daemon = site.serve().await;
+    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+    let status = daemon.status().await;
+    assert_eq!((status.active_generation, status.durable_roots), (2, vec!["alibaba-kms".to_owned()]));
+    // Both without the cloud.
+    site.cloud.fault("refuse");
+    assert!(daemon.stop().success());
+    let mut daemon = site.site.spawn(&[]);
+    daemon.until_serving().await;
+    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+}

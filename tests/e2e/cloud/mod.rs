@@ -1,0 +1,10 @@
+//! The cloud profile on the stub of Alibaba Cloud KMS: every fault of the cloud and of the site, and what becomes of the
+//! service.
+
+mod calls;
+mod check;
+mod faults;
+mod keys;
+mod local;
+mod rig;
+mod timing;
