@@ -66,6 +66,8 @@ pub(super) struct OpenFile {
     /// Number of its first line; `None` while it is empty.
     first: Option<u64>,
     opened: SystemTime,
+    /// Of a write that failed, something may be in the file that could not be taken away yet.
+    torn: bool,
 }
 
 /// What opening found.
@@ -104,14 +106,22 @@ impl OpenFile {
         }
         let last = last.map(|line| Position::at(&line)).transpose().map_err(io::Error::other)?;
         let opened = metadata.created().or_else(|_| metadata.modified()).unwrap_or_else(|_| SystemTime::now());
-        Ok(Opened { file: Self { file, folder: folder.to_owned(), bytes: whole, first, opened }, last, cut })
+        Ok(Opened {
+            file: Self { file, folder: folder.to_owned(), bytes: whole, first, opened, torn: false },
+            last,
+            cut,
+        })
     }
 
     /// Adds whole lines, of which the first has the number `first`: all of them, or none.
     pub(super) fn write(&mut self, lines: &[u8], first: u64) -> io::Result<()> {
-        if let Err(error) = self.file.write_all(lines) {
-            // What is there of them would hide the lines that follow.
+        // What is there of lines that failed would hide those that follow.
+        if self.torn {
             self.file.set_len(self.bytes)?;
+            self.torn = false;
+        }
+        if let Err(error) = self.file.write_all(lines) {
+            self.torn = self.file.set_len(self.bytes).is_err();
             return Err(error);
         }
         self.first.get_or_insert(first);
@@ -135,11 +145,15 @@ impl OpenFile {
     pub(super) fn rotate(&mut self, keep: usize) -> io::Result<()> {
         let Some(first) = self.first else { return Ok(()) };
         self.file.sync_data()?;
-        let path = self.folder.join(OPEN);
-        fs::rename(&path, self.folder.join(format!("audit-{first:020}.log")))?;
+        let (path, closed) = (self.folder.join(OPEN), self.folder.join(format!("audit-{first:020}.log")));
+        match fs::rename(&path, &closed) {
+            // It was closed before, and then there was no descriptor or no space to begin the next one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && closed.exists() => {}
+            renamed => renamed?,
+        }
         self.file = OpenOptions::new().append(true).read(true).create_new(true).mode(0o600).open(&path)?;
-        File::open(&self.folder)?.sync_all()?;
         (self.bytes, self.first, self.opened) = (0, None, SystemTime::now());
+        File::open(&self.folder)?.sync_all()?;
         let files = list(&self.folder)?;
         for old in files.iter().take(files.len().saturating_sub(keep + 1)) {
             fs::remove_file(old)?;
@@ -182,4 +196,21 @@ fn tail(file: &File, bytes: u64) -> io::Result<Vec<u8>> {
     let mut tail = Vec::new();
     file.take(bytes - start).read_to_end(&mut tail)?;
     Ok(tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rest_of_a_write_that_failed_is_gone_before_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = OpenFile::open(folder.path()).unwrap().file;
+        file.write(b"one\n", 1).unwrap();
+        // What a write leaves behind that failed half-way, where it could not be taken back either.
+        (&file.file).write_all(b"tw").unwrap();
+        file.torn = true;
+        file.write(b"two\n", 2).unwrap();
+        assert_eq!(fs::read(folder.path().join(OPEN)).unwrap(), b"one\ntwo\n");
+    }
 }

@@ -1,9 +1,11 @@
 //! Each line besides to journald or syslog, which can ship it off the box. Never waits: what they do not take is dropped, the
 //! trail itself is complete without it.
 
+use std::io;
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 
-use super::settings::Forward;
+use super::settings::{AuditSettings, Forward};
 
 const JOURNALD: &str = "/run/systemd/journal/socket";
 const SYSLOG: &str = "/dev/log";
@@ -11,26 +13,38 @@ const IDENTIFIER: &str = "keystead-audit";
 /// RFC 3164: facility 13 (log audit), severity 5 (notice).
 const SYSLOG_PRIORITY: u8 = 13 * 8 + 5;
 
+/// The socket that lines leave by, if the site wants them forwarded. To be made before the sandbox, which allows no new one and
+/// no connection: each line names its receiver, also one that was restarted.
+pub fn outlet(settings: &AuditSettings) -> io::Result<Option<UnixDatagram>> {
+    let Some(_) = settings.forward else { return Ok(None) };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    Ok(Some(socket))
+}
+
 pub(super) struct Forwarder {
     to: Forward,
-    socket: Option<UnixDatagram>,
+    receiver: PathBuf,
+    outlet: UnixDatagram,
     message: Vec<u8>,
     /// The receiver was not there, and this was said.
     said: bool,
 }
 
 impl Forwarder {
-    pub(super) fn new(to: Forward) -> Self {
-        Self { to, socket: None, message: Vec::new(), said: false }
+    pub(super) fn new(to: Forward, outlet: UnixDatagram) -> Self {
+        let receiver = match to {
+            Forward::Journald => JOURNALD,
+            Forward::Syslog => SYSLOG,
+        };
+        Self { to, receiver: receiver.into(), outlet, message: Vec::new(), said: false }
     }
 
     /// `lines` are whole lines.
     pub(super) fn send(&mut self, lines: &[u8]) {
         for line in lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
             self.compose(line);
-            if let Err(error) = self.send_message() {
-                // The receiver may have been restarted: connect anew with the next line.
-                self.socket = None;
+            if let Err(error) = self.outlet.send_to(&self.message, &self.receiver) {
                 if !std::mem::replace(&mut self.said, true) {
                     tracing::warn!(%error, to = ?self.to, "the audit trail is not forwarded");
                 }
@@ -53,24 +67,6 @@ impl Forwarder {
             self.message.push(b'\n');
         }
     }
-
-    fn send_message(&mut self) -> std::io::Result<()> {
-        let socket = match self.socket.take() {
-            Some(socket) => socket,
-            None => {
-                let socket = UnixDatagram::unbound()?;
-                socket.set_nonblocking(true)?;
-                socket.connect(match self.to {
-                    Forward::Journald => JOURNALD,
-                    Forward::Syslog => SYSLOG,
-                })?;
-                socket
-            }
-        };
-        socket.send(&self.message)?;
-        self.socket = Some(socket);
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -83,7 +79,7 @@ mod tests {
             (Forward::Journald, "SYSLOG_IDENTIFIER=keystead-audit\nPRIORITY=5\nMESSAGE={\"seq\":1}\n"),
             (Forward::Syslog, "<109>keystead-audit: {\"seq\":1}"),
         ] {
-            let mut forwarder = Forwarder::new(to);
+            let mut forwarder = Forwarder::new(to, UnixDatagram::unbound().unwrap());
             forwarder.compose(br#"{"seq":1}"#);
             assert_eq!(String::from_utf8(forwarder.message).unwrap(), expected);
         }
@@ -91,16 +87,23 @@ mod tests {
 
     #[test]
     fn lines_arrive_one_by_one_at_a_receiver_and_without_one_nothing_waits() {
-        let (ours, theirs) = UnixDatagram::pair().unwrap();
-        let mut forwarder = Forwarder { socket: Some(ours), ..Forwarder::new(Forward::Syslog) };
-        forwarder.send(b"one\ntwo\n");
-        let mut buffer = [0; 100];
-        for expected in ["<109>keystead-audit: one", "<109>keystead-audit: two"] {
-            let read = theirs.recv(&mut buffer).unwrap();
-            assert_eq!(&buffer[..read], expected.as_bytes());
-        }
-        drop(theirs);
-        forwarder.send(b"three\n");
+        let folder = tempfile::tempdir().unwrap();
+        let receiver = folder.path().join("log");
+        let forwarder = Forwarder::new(Forward::Syslog, UnixDatagram::unbound().unwrap());
+        let mut forwarder = Forwarder { receiver: receiver.clone(), ..forwarder };
+        forwarder.send(b"lost\n");
         assert!(forwarder.said);
+        // Restarted in between, it is found again.
+        for lines in ["one\ntwo\n", "three\n"] {
+            let _ = std::fs::remove_file(&receiver);
+            let theirs = UnixDatagram::bind(&receiver).unwrap();
+            forwarder.send(lines.as_bytes());
+            let mut buffer = [0; 100];
+            for line in lines.lines() {
+                let read = theirs.recv(&mut buffer).unwrap();
+                assert_eq!(&buffer[..read], format!("<109>keystead-audit: {line}").as_bytes());
+            }
+            assert!(!forwarder.said);
+        }
     }
 }

@@ -14,6 +14,7 @@ pub mod verify;
 mod writer;
 
 pub use files::make_folder;
+pub use forward::outlet;
 pub use lines::{AdminRecord, Outcome, Phase, RequestRecord, Who};
 pub use trail::{AuditError, AuditKey, Counts, Trail};
 

@@ -1,6 +1,5 @@
 //! Picks lines of a trail: since when, which action, whose, which generation.
 
-use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::time::SystemTime;
@@ -42,7 +41,7 @@ pub fn query(folder: &Path, filter: &Filter, mut each: impl FnMut(String) -> boo
     Ok(())
 }
 
-/// [`query`], but only the last `limit` lines; 0 is all.
+/// [`query`], but only the last `limit` lines; 0 is all. Reads twice rather than hold so many lines in memory.
 pub fn query_last(
     folder: &Path,
     filter: &Filter,
@@ -52,16 +51,19 @@ pub fn query_last(
     if limit == 0 {
         return query(folder, filter, each);
     }
-    let mut last = VecDeque::new();
-    query(folder, filter, |line| {
-        if last.len() == limit {
-            last.pop_front();
-        }
-        last.push_back(line);
+    let mut earlier = 0_usize;
+    query(folder, filter, |_| {
+        earlier += 1;
         true
     })?;
-    last.into_iter().all(&mut each);
-    Ok(())
+    earlier = earlier.saturating_sub(limit);
+    query(folder, filter, |line| match earlier.checked_sub(1) {
+        Some(rest) => {
+            earlier = rest;
+            true
+        }
+        None => each(line),
+    })
 }
 
 impl Filter {

@@ -53,7 +53,7 @@ impl Site {
     }
 
     fn open(&self) -> Trail {
-        Trail::open(&self.settings, &keyring()).unwrap()
+        Trail::open(&self.settings, &keyring(), None).unwrap()
     }
 
     fn log(&self) -> PathBuf {
@@ -204,6 +204,31 @@ async fn full_files_are_closed_the_oldest_removed_and_the_chain_goes_on() {
     assert!(matches!(site.verify(), Err(VerifyError::Line { source: ChainError::Sequence { .. }, .. })));
 }
 
+/// As where a flood of connections has taken the descriptors: the file is closed, and no next one can be begun.
+#[tokio::test]
+async fn a_rotation_that_was_cut_off_is_finished_when_there_is_room_and_overwrites_nothing() {
+    // The disk itself, its folder, the trail's folder, its file, and one more.
+    let Some(disk) = SmallDisk::with(c"size=1m,nr_inodes=4") else {
+        println!("no mount of its own here: the case without inodes is run as root only");
+        return;
+    };
+    let mut site = Site::new();
+    site.settings.folder = disk.path().join("audit");
+    site.settings.max_bytes = 1;
+    let taken = disk.path().join("taken");
+    fs::write(&taken, "").unwrap();
+    let trail = site.open();
+    for _ in 0..3 {
+        trail.record(admin("rotate")).await.unwrap_err();
+    }
+    fs::remove_file(taken).unwrap();
+    trail.record(admin("disable")).await.unwrap();
+    drop(trail);
+    let verified = site.verify().unwrap();
+    assert_eq!((verified.first, verified.files), (1, 2));
+    assert_eq!(site.actions().pop().unwrap(), "disable");
+}
+
 #[tokio::test]
 async fn an_empty_file_after_a_rotation_is_continued_from_the_closed_one() {
     let mut site = Site::new();
@@ -224,10 +249,10 @@ async fn what_is_no_trail_is_neither_followed_nor_overwritten() {
     let target = site.folder.path().join("target");
     fs::write(&target, "other\n").unwrap();
     std::os::unix::fs::symlink(&target, site.log()).unwrap();
-    assert!(Trail::open(&site.settings, &keyring()).is_err());
+    assert!(Trail::open(&site.settings, &keyring(), None).is_err());
     fs::remove_file(site.log()).unwrap();
     fs::write(site.log(), "something else\n").unwrap();
-    assert!(Trail::open(&site.settings, &keyring()).is_err());
+    assert!(Trail::open(&site.settings, &keyring(), None).is_err());
     assert_eq!(fs::read_to_string(&target).unwrap(), "other\n");
     assert_eq!(fs::read_to_string(site.log()).unwrap(), "something else\n");
 }
@@ -325,14 +350,18 @@ async fn full_disk_refuses_or_counts_as_the_site_chose_and_the_trail_stays_whole
     }
 }
 
-/// A tmpfs of 64 KiB.
+/// A tmpfs, of 64 KiB if nothing else is said.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     fn mount() -> Option<Self> {
+        Self::with(c"size=64k")
+    }
+
+    fn with(options: &std::ffi::CStr) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("tmpfs", folder.path(), "tmpfs", flags, Some(c"size=64k")).ok()?;
+        rustix::mount::mount("tmpfs", folder.path(), "tmpfs", flags, Some(options)).ok()?;
         Some(Self(folder))
     }
 

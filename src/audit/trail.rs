@@ -1,5 +1,6 @@
 //! The handle that everyone records through: a bounded queue to the writer's thread, and how the trail fares.
 
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -104,11 +105,12 @@ pub enum AuditError {
 }
 
 impl Trail {
-    /// Opens the trail in its folder where it ended, or begins it.
+    /// Opens the trail in its folder where it ended, or begins it. Lines are forwarded by `outlet`, which
+    /// [`outlet`](super::outlet) makes.
     ///
     /// # Errors
     /// The folder cannot be used, or holds what is no audit trail.
-    pub fn open(settings: &AuditSettings, keyring: &KeyringId) -> std::io::Result<Self> {
+    pub fn open(settings: &AuditSettings, keyring: &KeyringId, outlet: Option<UnixDatagram>) -> std::io::Result<Self> {
         let opened = OpenFile::open(&settings.folder)?;
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
@@ -117,7 +119,7 @@ impl Trail {
             counts: Counters::default(),
             synced: Mutex::new(Position::start(keyring)),
         });
-        let writer = Writer::new(settings, keyring, opened, shared.clone());
+        let writer = Writer::new(settings, keyring, opened, shared.clone(), outlet);
         let writer = thread::Builder::new().name("audit".into()).spawn(move || writer.run())?;
         Ok(Self {
             inner: Arc::new(Inner {

@@ -1,6 +1,7 @@
 //! The writer's thread: takes what waits, makes lines of it, chains and writes them, closes files that are full.
 
 use std::io;
+use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -46,7 +47,13 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(settings: &AuditSettings, keyring: &KeyringId, opened: Opened, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        settings: &AuditSettings,
+        keyring: &KeyringId,
+        opened: Opened,
+        shared: Arc<Shared>,
+        outlet: Option<UnixDatagram>,
+    ) -> Self {
         let Opened { file, last, cut } = opened;
         let mut writer = Self {
             settings: settings.clone(),
@@ -60,7 +67,7 @@ impl Writer {
             lost_telling: 0,
             compared: false,
             failed: None,
-            forwarder: settings.forward.map(Forwarder::new),
+            forwarder: settings.forward.zip(outlet).map(|(to, outlet)| Forwarder::new(to, outlet)),
             shared,
             lines: Vec::new(),
             members: String::new(),

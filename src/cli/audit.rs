@@ -28,10 +28,10 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct QueryArguments {
     /// Not older than this, as 1h or 30d
-    #[arg(long, value_name = "SPAN", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "SPAN", value_parser = span)]
     since: Option<Duration>,
     /// Older than this
-    #[arg(long, value_name = "SPAN", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "SPAN", value_parser = span)]
     until: Option<Duration>,
     /// This action only, as rotate or decrypt
     #[arg(long)]
@@ -96,11 +96,15 @@ fn damaged(problem: &str) -> Failure {
 fn intact(found: &VerifyAuditResponse) -> String {
     let rows = [
         ("Folder", found.folder.clone()),
-        ("Lines", format!("{} to {}, in {} files", found.first, found.last, found.files)),
+        ("Lines", format!("{} to {}, in {} {}", found.first, found.last, found.files, plural(found.files))),
         ("Checkpoint", format!("line {}, {}", found.checkpoint, found.checkpoint_time)),
         ("Not recorded", format!("{} requests since the daemon started", found.lost)),
     ];
     format!("The audit trail is intact, and custody vouches for it.\n{}", table::fields(&rows))
+}
+
+fn plural(files: u64) -> &'static str {
+    if files == 1 { "file" } else { "files" }
 }
 
 fn json(found: &VerifyAuditResponse) -> Value {
@@ -142,6 +146,10 @@ async fn query(arguments: &QueryArguments, socket: &Path) -> Result<Report, Fail
         false => table::columns(&["TIME", "ACTION", "OUTCOME", "UID", "DETAILS"], &rows),
     };
     Ok(Report::done(text, Value::Array(lines)))
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "a time back from now is said as 90s, 15m, 1h or 30d".into())
 }
 
 fn ago(span: Option<Duration>) -> u64 {
@@ -194,5 +202,7 @@ mod tests {
         assert_eq!(ago(None), 0);
         assert_eq!(ago(Some(Duration::MAX)), 1);
         assert!(ago(Some(Duration::ZERO)) > 1_700_000_000);
+        assert_eq!(span("1h"), Ok(Duration::from_secs(3600)));
+        assert!(span("yesterday").unwrap_err().contains("1h"));
     }
 }

@@ -86,8 +86,9 @@ impl Connection {
         };
         let failure = |exit| Failure::new(exit, message.clone());
         match status.code() {
-            Code::PermissionDenied => failure(Exit::Refused)
-                .next("run it as an allowed user, or add this one to allow_uids or allow_gids of that socket"),
+            Code::PermissionDenied => failure(Exit::Refused).next(
+                "run it as a user who may, or admit this one: [roles], or allow_uids and allow_gids of that socket",
+            ),
             Code::Unavailable => failure(Exit::NotServing).next("`keystead doctor` says why, and what to do"),
             Code::Unimplemented => Failure::new(Exit::Refused, "the daemon does not know this command")
                 .next("is it of the same version, and the socket the right one? `keystead status`"),

@@ -14,7 +14,9 @@ use crate::rpc::roles::{Action, Members, Rights, Role, RolePolicy};
 
 impl Builder<'_> {
     pub(super) fn roles(&self, raw: Option<raw::Roles>) -> Result<RolePolicy, ConfigError> {
-        let raw::Roles { viewer, operator, crypto_admin, auditor, deny } = raw.unwrap_or_default();
+        let Some(raw::Roles { viewer, operator, crypto_admin, auditor, deny }) = raw else {
+            return Ok(RolePolicy::default());
+        };
         let mut grants = Vec::new();
         let named = [
             (Role::Viewer, "roles.viewer", viewer),
@@ -32,7 +34,9 @@ impl Builder<'_> {
             let rights = denial.actions.into_iter().map(|name| self.action(name)).collect::<Result<Rights, _>>()?;
             denials.push((rights, self.members("roles.deny", denial.members)?));
         }
-        Ok(RolePolicy { grants: (!grants.is_empty()).then_some(grants), denials })
+        // A table that says nothing grants nothing: a site that takes its last grant out does not open the door to all.
+        let says_who = !grants.is_empty() || denials.is_empty();
+        Ok(RolePolicy { grants: says_who.then_some(grants), denials })
     }
 
     fn members(&self, key: &str, raw: raw::Members) -> Result<Members, ConfigError> {
@@ -76,15 +80,21 @@ pub fn grant_all(source: &Source, uid: u32) -> Granted {
     }
     match append(file, &table) {
         Ok(()) => Granted::Now { uid },
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            Granted::Nobody { why: format!("{} is a symbolic link, which is not written through", file.display()) }
+        }
         Err(error) => Granted::Nobody { why: format!("{} cannot be written: {error}", file.display()) },
     }
 }
 
-/// A table can stand at the end of any TOML document. One write, so that the file is never seen half changed.
+/// A table can stand at the end of any TOML document. One write, so that the file is never seen half changed; half a table,
+/// on a full disk, is taken away again: no daemon could read that file.
 fn append(file: &std::path::Path, table: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().append(true).custom_flags(libc::O_NOFOLLOW).open(file)?;
-    file.write_all(table.as_bytes())?;
-    file.sync_all()
+    let before = file.metadata()?.len();
+    file.write_all(table.as_bytes()).and_then(|()| file.sync_all()).inspect_err(|_| {
+        let _ = file.set_len(before);
+    })
 }
 
 #[cfg(test)]
@@ -118,6 +128,15 @@ mod tests {
     }
 
     #[test]
+    fn a_table_that_says_nothing_grants_nothing() {
+        for table in ["[roles]\n", "roles = {}\n", "[roles]\n# viewer = { uids = [7] }\n", "[roles]\nviewer = {}\n"] {
+            let policy = policy(table).unwrap();
+            assert!(policy.denials.is_empty(), "{table}");
+            assert!(policy.grants.unwrap().iter().all(|(_, members)| members.uids.is_empty()), "{table}");
+        }
+    }
+
+    #[test]
     fn a_denial_alone_takes_from_what_everybody_has() {
         let policy = policy("[[roles.deny]]\nactions = [\"rotate\"]\nuids = [9]\n").unwrap();
         assert!(policy.grants.is_none() && policy.denials.len() == 1);
@@ -137,11 +156,29 @@ mod tests {
     }
 
     #[test]
+    fn a_table_that_does_not_fit_on_the_disk_leaves_the_file_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        if rustix::mount::mount("tmpfs", folder.path(), "tmpfs", flags, Some(c"size=4k")).is_err() {
+            println!("no mount of its own here: the case on a full disk is run as root only");
+            return;
+        }
+        let path = folder.path().join("config.toml");
+        let full = format!("node = \"n\"\n#{}\n", "x".repeat(4096 - 40));
+        std::fs::write(&path, &full).unwrap();
+        let granted = grant_all(&Source::read(&path).unwrap(), 1);
+        let left = std::fs::read_to_string(&path).unwrap();
+        rustix::mount::unmount(folder.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+        assert!(matches!(granted, Granted::Nobody { .. }), "{granted:?}");
+        assert_eq!(left, full);
+    }
+
+    #[test]
     fn init_s_table_is_added_once_and_gives_all_roles() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
-        // Without a line end, and with a table that is still open.
-        std::fs::write(&path, "node = \"n\"\n[store]\npath = \"/a\"").unwrap();
+        // With the line ends of another system, without the last of them, and with a table that is still open.
+        std::fs::write(&path, "node = \"n\"\r\n[store]\r\npath = \"/a\"").unwrap();
         assert!(matches!(grant_all(&Source::read(&path).unwrap(), 1234), Granted::Now { uid: 1234 }));
         let source = Source::read(&path).unwrap();
         let settings = Settings::from_source(&source, &Site::this_machine()).unwrap();
@@ -153,6 +190,7 @@ mod tests {
         let link = folder.path().join("link.toml");
         std::fs::write(folder.path().join("other.toml"), "node = \"n\"\n").unwrap();
         std::os::unix::fs::symlink(folder.path().join("other.toml"), &link).unwrap();
-        assert!(matches!(grant_all(&Source::read(&link).unwrap(), 1), Granted::Nobody { .. }));
+        let granted = grant_all(&Source::read(&link).unwrap(), 1);
+        assert!(matches!(&granted, Granted::Nobody { why } if why.contains("symbolic link")), "{granted:?}");
     }
 }

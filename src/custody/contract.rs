@@ -219,3 +219,10 @@ pub enum CustodyError {
     #[error("the token failed: {detail}")]
     Device { detail: String },
 }
+
+impl CustodyError {
+    /// Whether time alone may heal it. The rest needs a person: a token, a PIN, a setting.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Gone | Self::TimedOut | Self::Busy | Self::Device { .. })
+    }
+}

@@ -1,5 +1,6 @@
 //! The server's wiring: every room put together, from the control channel to the sockets.
 
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -73,6 +74,7 @@ pub async fn run(
     listeners: Listeners,
     control: ControlServerEnd,
     lockdown: LockdownReport,
+    audit_outlet: Option<UnixDatagram>,
 ) -> std::io::Result<()> {
     let custody = CustodyClient::new(settings.custody.timeout, settings.custody.queue);
     let keys = Arc::new(KeyService::new(custody.clone(), settings.custody.sessions));
@@ -82,7 +84,8 @@ pub async fn run(
         custody_grace: settings.custody_grace,
         probe_interval: settings.custody_probe_interval,
     };
-    let trail = open_trail(settings.audit.as_ref(), &key_settings.keyring)?;
+    let trail = open_trail(settings.audit.as_ref(), &key_settings.keyring, audit_outlet)?;
+    let unrecorded = settings.audit.is_some() && trail.is_none();
     let mut lifecycle = Lifecycle::new(key_settings, store, custody.clone(), keys.clone(), trail.clone());
     let mut spending = None;
     if let Some(CloudParts { upstream, settings, clock, budget }) = cloud {
@@ -113,13 +116,18 @@ pub async fn run(
         custodian_restarts: restarts.clone(),
         metrics_address,
         spending: spending.clone(),
+        unrecorded,
     };
     let audit = AdminAudit::new(trail.clone());
     let admin_api = Arc::new(AdminService::new(lifecycle.clone(), facts, audit.clone()));
     if let Some(listener) = listeners.metrics {
         let sockets = [("kms", kms.counters()), ("admin", admin.counters())];
-        let pages =
-            Arc::new(pages(&lifecycle, &admin_api, &requests, restarts.clone(), &custody, sockets, trail.clone()));
+        let audit = trail.clone();
+        let audit = move || match &audit {
+            Some(trail) => Some(audit_state(trail)),
+            None => unrecorded.then(|| state::Audit { failing: true, ..state::Audit::default() }),
+        };
+        let pages = Arc::new(pages(&lifecycle, &admin_api, &requests, restarts.clone(), &custody, sockets, audit));
         let until = ended();
         tokio::spawn(async move {
             if let Err(error) = http::serve(listener, pages, Limits::default(), until).await {
@@ -183,9 +191,13 @@ pub async fn run(
 }
 
 /// A trail that cannot even be opened stops the start only where the site wants nothing done that is not recorded.
-fn open_trail(settings: Option<&AuditSettings>, keyring: &KeyringId) -> std::io::Result<Option<Trail>> {
+fn open_trail(
+    settings: Option<&AuditSettings>,
+    keyring: &KeyringId,
+    outlet: Option<UnixDatagram>,
+) -> std::io::Result<Option<Trail>> {
     let Some(settings) = settings else { return Ok(None) };
-    match Trail::open(settings, keyring) {
+    match Trail::open(settings, keyring, outlet) {
         Ok(trail) => Ok(Some(trail)),
         Err(error) if settings.failure == FailurePolicy::ContinueWithAlarm => {
             tracing::error!(%error, folder = %settings.folder.display(), "the audit trail cannot be opened: nothing is recorded");
@@ -209,8 +221,12 @@ fn incoming(
 /// Until the key is served, or it is known why not: a service manager that orders others after the daemon then starts
 /// them when their first request is answered. The sockets are served all the while.
 async fn settled(lifecycle: Arc<Lifecycle>) {
+    let starting = || {
+        lifecycle.keys().serving().availability == Availability::Sealed(SealReason::Starting)
+            && lifecycle.custody_state().fault.is_none_or(|fault| fault.may_pass())
+    };
     let settle = async {
-        while lifecycle.keys().serving().availability == Availability::Sealed(SealReason::Starting) {
+        while starting() {
             tokio::time::sleep(SETTLE_LOOK).await;
         }
     };
@@ -274,7 +290,7 @@ fn pages(
     restarts: Arc<AtomicU32>,
     custody: &CustodyClient,
     sockets: [(&'static str, Arc<ConnectionCounters>); 2],
-    trail: Option<Trail>,
+    audit: impl Fn() -> Option<state::Audit> + Send + Sync + 'static,
 ) -> Pages {
     let mut metrics = Metrics::new();
     requests.register(metrics.registry());
@@ -283,10 +299,7 @@ fn pages(
         let mut state = State::of(&source, &custody);
         state.upstream = cloud_state(admin.status());
         state.custodian_restarts = restarts.load(Ordering::Relaxed).into();
-        state.audit = trail.as_ref().map(|trail| {
-            let Counts { written, lost, failures, failing, .. } = trail.counts();
-            state::Audit { written, lost, failures, failing }
-        });
+        state.audit = audit();
         state.sockets = sockets.iter().map(|(name, counters)| socket(name, counters)).collect();
         state
     });
@@ -324,6 +337,11 @@ fn cloud_state(status: GetStatusResponse) -> Option<state::Upstream> {
         new_version: !upstream.pending_version.is_empty(),
         reboot_survives: status.reboot.is_some_and(|reboot| reboot.survives),
     })
+}
+
+fn audit_state(trail: &Trail) -> state::Audit {
+    let Counts { written, lost, failures, failing, .. } = trail.counts();
+    state::Audit { written, lost, failures, failing }
 }
 
 fn socket(name: &'static str, counters: &ConnectionCounters) -> state::Socket {

@@ -11,6 +11,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use super::config_copy::ConfigCopy;
 use super::control::ControlServerEnd;
 use super::hardening::{Hardening, Role, harden};
@@ -71,6 +73,9 @@ pub enum ServerError {
 pub fn begin() -> io::Result<ServerParts> {
     let hardening = harden(Role::Server)?;
     signals::outlive_group_signals()?;
+    // A descriptor each: connections, and the audit trail's next file. The usual soft limit of 1,024 is for select(2) alone.
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?;
     Ok(ServerParts {
         config: ConfigCopy::from_memory_file(inherited::take(spawn::CONFIG_FD)?)?,
         hardening,

@@ -113,9 +113,11 @@ pub fn server() -> Result<(), StartError> {
     }
     // Before the sandbox: it may have to be made, and Landlock rules name folders that exist.
     let store = Store::open(&settings.store.path)?;
+    let mut audit_outlet = None;
     if let Some(audit) = &settings.audit {
         // Where that fails, opening the trail does, too, and says so.
         let _ = audit::make_folder(&audit.folder);
+        audit_outlet = audit::outlet(audit)?;
     }
     let pin = match &settings.custody.pin {
         PinSource::File(path) => Some(path.clone()),
@@ -130,7 +132,7 @@ pub fn server() -> Result<(), StartError> {
     };
     let cloud = settings.upstream.as_ref().map(cloud_parts).transpose()?;
     let served = parts.run(&sandbox, SERVER_THREADS, |listeners, control, lockdown| {
-        daemon::run(settings, cloud, store, listeners, control, lockdown)
+        daemon::run(settings, cloud, store, listeners, control, lockdown, audit_outlet)
     })?;
     Ok(served?)
 }

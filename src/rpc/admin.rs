@@ -48,6 +48,8 @@ pub struct DaemonFacts {
     pub metrics_address: String,
     /// What the cloud was called for; `None` in the local profile.
     pub spending: Option<Arc<Spending>>,
+    /// The site wants an audit trail, and there is none.
+    pub unrecorded: bool,
 }
 
 /// Serves the admin socket.
@@ -92,6 +94,9 @@ impl AdminService {
                 if audit.stops { "what cannot be recorded is refused" } else { "what is done is not recorded" };
             format!("the audit trail cannot be written: {meanwhile}. Free some space; the log says why")
         }));
+        if self.facts.unrecorded {
+            status.warnings.push(notices::UNRECORDED.into());
+        }
         if let Some(keys) = &serving.keys {
             let keyring = &keys.keyring;
             status.epoch = keyring.epoch;
@@ -343,7 +348,9 @@ fn verified(outcome: Result<Verified, VerifyError>, trail: &Trail) -> VerifyAudi
 }
 
 fn filter(request: QueryAuditRequest) -> Filter {
-    let time = |seconds: u64| (seconds > 0).then(|| UNIX_EPOCH + Duration::from_secs(seconds));
+    // What no clock can show is beyond every line.
+    let last = Duration::from_secs(u32::MAX.into());
+    let time = |seconds: u64| (seconds > 0).then(|| UNIX_EPOCH + Duration::from_secs(seconds).min(last));
     let text = |text: String| (!text.is_empty()).then_some(text);
     Filter {
         since: time(request.since),

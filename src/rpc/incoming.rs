@@ -23,6 +23,9 @@ use super::roles::RolePolicy;
 const REFUSAL: &[u8] = b"\0\0\0\x04\0\0\0\0\0\
     \0\0\x1c\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0btoo many connections";
 
+/// Connections of peers that are not admitted, at once: they are told no, and take no place from those who are.
+const MAX_STRANGERS: usize = 8;
+
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -42,13 +45,20 @@ pub struct IncomingSettings {
 #[derive(Debug, Default)]
 pub struct ConnectionCounters {
     pub open: AtomicU64,
+    strangers: AtomicU64,
     pub accepted: AtomicU64,
-    /// Beyond `max_connections`.
+    /// Beyond `max_connections`, or one stranger too many.
     pub refused: AtomicU64,
     /// Closed by the handshake deadline.
     pub expired: AtomicU64,
     /// By peers that are not admitted.
     pub unadmitted: AtomicU64,
+}
+
+impl ConnectionCounters {
+    fn taken(&self, admitted: bool) -> &AtomicU64 {
+        if admitted { &self.open } else { &self.strangers }
+    }
 }
 
 /// Give this to tonic's `serve_with_incoming_shutdown`. Yields no errors and does not end.
@@ -73,18 +83,19 @@ impl Incoming {
 
     /// `None`: refused, and already closed.
     fn admit(&self, stream: UnixStream) -> Option<Connection> {
-        let Some(slot) = Slot::take(&self.counters, self.settings.max_connections) else {
-            self.counters.refused.fetch_add(1, Ordering::Relaxed);
-            // A fresh socket's buffer takes these few bytes; if the peer is gone already, nobody misses them.
-            let _ = rustix::net::send(&stream, REFUSAL, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-            return None;
-        };
         let caller = match Peer::of(&stream) {
             Ok(peer) => self.settings.policy.judge(&peer, &self.settings.roles),
             Err(error) => {
                 tracing::warn!(%error, "a peer's credentials cannot be read: its connection is closed");
                 return None;
             }
+        };
+        let most = if caller.admitted { self.settings.max_connections } else { MAX_STRANGERS };
+        let Some(slot) = Slot::take(&self.counters, caller.admitted, most) else {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            // A fresh socket's buffer takes these few bytes; if the peer is gone already, nobody misses them.
+            let _ = rustix::net::send(&stream, REFUSAL, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+            return None;
         };
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
         if !caller.admitted {
@@ -132,25 +143,28 @@ fn concerns_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// One of `max_connections`, given back when it is dropped.
+/// One of `max_connections`, or of those for strangers, given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Slot(Arc<ConnectionCounters>);
+pub(super) struct Slot {
+    counters: Arc<ConnectionCounters>,
+    admitted: bool,
+}
 
 impl Slot {
-    fn take(counters: &Arc<ConnectionCounters>, most: usize) -> Option<Self> {
+    fn take(counters: &Arc<ConnectionCounters>, admitted: bool, most: usize) -> Option<Self> {
         let take = |open| (open < most as u64).then_some(open + 1);
-        counters.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).ok()?;
-        Some(Self(Arc::clone(counters)))
+        counters.taken(admitted).fetch_update(Ordering::AcqRel, Ordering::Acquire, take).ok()?;
+        Some(Self { counters: Arc::clone(counters), admitted })
     }
 
     pub(super) fn expired(&self) {
-        self.0.expired.fetch_add(1, Ordering::Relaxed);
+        self.counters.expired.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.counters.taken(self.admitted).fetch_sub(1, Ordering::AcqRel);
     }
 }
 

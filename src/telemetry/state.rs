@@ -39,7 +39,7 @@ pub struct State {
 }
 
 /// How the audit trail fares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Audit {
     pub written: u64,
     pub lost: u64,

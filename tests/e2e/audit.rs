@@ -1,7 +1,10 @@
 //! The audit trail of the running daemon.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
 
+use keystead_wire::admin::v1::QueryAuditRequest;
 use keystead_wire::kms::v2::{DecryptRequest, StatusRequest};
 use serde_json::Value;
 
@@ -116,6 +119,58 @@ async fn a_line_cut_by_a_power_cut_is_repaired_and_said_so() {
     let verified =
         site.keystead(["audit", "verify", "--folder", path.parent().unwrap().to_str().unwrap()]).expect_success();
     assert!(verified.contains("follow each other"), "{verified}");
+    assert!(daemon.stop().success());
+}
+
+/// In a mount namespace of its own, where this test is journald.
+#[test]
+fn lines_reach_journald_from_the_confined_server() {
+    const STORY: &str = r#"
+        set -eu
+        mount -t tmpfs tmpfs /run
+        mkdir -p /run/systemd/journal
+        : >/run/systemd/journal/socket
+        mount --bind "$SITE/journal" /run/systemd/journal/socket
+        $KEYSTEAD init --no-recovery >"$SITE/out" 2>&1
+        exec $KEYSTEAD serve 2>"$SITE/log""#;
+    let site = Site::bare("[audit]\nforward = \"journald\"\n");
+    let journal = UnixDatagram::bind(site.path().join("journal")).unwrap();
+    journal.set_read_timeout(Some(crate::daemon::DEADLINE)).unwrap();
+    let mut daemon = Command::new("unshare")
+        .args(["-Urm", "bash", "-c", STORY])
+        .env("SITE", site.path())
+        .env("KEYSTEAD", env!("CARGO_BIN_EXE_keystead"))
+        .env("KEYSTEAD_CONFIG", site.config())
+        .spawn()
+        .unwrap();
+    for action in ["trail-opened", "checkpoint"] {
+        let mut message = [0; 4096];
+        let received = journal.recv(&mut message);
+        let length =
+            received.unwrap_or_else(|error| panic!("{error}: {:?}", fs::read_to_string(site.path().join("log"))));
+        let message = String::from_utf8_lossy(&message[..length]);
+        assert!(message.starts_with("SYSLOG_IDENTIFIER=keystead-audit\n"), "{message}");
+        assert!(message.contains(&format!("\"action\":\"{action}\"")), "{message}");
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&daemon), rustix::process::Signal::TERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
+}
+
+/// What the command line would never ask, an admitted client of another make may.
+#[tokio::test]
+async fn questions_beyond_every_time_and_count_are_answered() {
+    let site = Site::initialized("");
+    let daemon = site.serve().await;
+    let mut admin = daemon.admin().await;
+    for (request, some) in [
+        (QueryAuditRequest { since: u64::MAX, ..Default::default() }, false),
+        (QueryAuditRequest { until: u64::MAX, limit: u64::MAX, ..Default::default() }, true),
+    ] {
+        let mut lines = admin.query_audit(request).await.expect("an answer").into_inner();
+        assert_eq!(lines.message().await.unwrap().is_some(), some);
+    }
+    assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
+    drop(admin);
     assert!(daemon.stop().success());
 }
 

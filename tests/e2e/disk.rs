@@ -4,12 +4,12 @@ use std::process::Command;
 
 use crate::daemon::{Finished, Site};
 
-/// What an operator would see, step by step. `expect CODE COMMAND…` wants that exit code.
-const STORY: &str = r#"
+/// What both stories begin with.
+const WORDS: &str = r#"
 set -eu
 store=$SITE/store
 mkdir -p "$store"
-mount -t tmpfs -o size=64k,mode=0700 tmpfs "$store"
+mount -t tmpfs -o "size=$SIZE,mode=0700" tmpfs "$store"
 expect() {
     local wanted=$1 code=0
     shift
@@ -17,22 +17,25 @@ expect() {
     [ "$code" = "$wanted" ] || { echo "$* ended with $code, not $wanted:"; cat "$SITE/out" "$SITE/log"; exit 1; }
 }
 says() { grep -q "$1" "$SITE/out" || { echo "no '$1' in:"; cat "$SITE/out"; exit 1; }; }
-serves() { for _ in $(seq 600); do if $KEYSTEAD kms status >/dev/null 2>&1; then return 0; fi; sleep 0.05; done; cat "$SITE/log"; return 1; }
-expect 0 $KEYSTEAD init --no-recovery
-$KEYSTEAD serve 2>"$SITE/log" &
-daemon=$!
-trap 'kill $daemon 2>/dev/null || true' EXIT
-serves
-printf seed | $KEYSTEAD kms encrypt --output json >"$SITE/sealed"
+until_true() { for _ in $(seq 600); do if "$@" >/dev/null 2>&1; then return 0; fi; sleep 0.05; done; echo "never: $*"; cat "$SITE/log"; return 1; }
+serve() { $KEYSTEAD serve 2>>"$SITE/log" & daemon=$!; until_true $KEYSTEAD kms status; }
 opens() { [ "$($KEYSTEAD kms decrypt <"$SITE/sealed")" = seed ]; }
+full() { dd if=/dev/zero of="$store/filler" bs=1k 2>/dev/null || true; dd if=/dev/zero of="$store/filler-2" bs=1 2>/dev/null || true; }
+expect 0 $KEYSTEAD init --no-recovery
+serve
+trap 'kill $daemon 2>/dev/null || true' EXIT
+printf seed | $KEYSTEAD kms encrypt --output json >"$SITE/sealed"
 opens
+"#;
 
+/// What an operator would see, step by step. `expect CODE COMMAND…` wants that exit code.
+const STORY: &str = r#"
 echo "full"
-dd if=/dev/zero of="$store/filler" bs=1k 2>/dev/null || true
+full
 expect 4 $KEYSTEAD key rotate --yes --force "for a test"
 says "No space left"
 opens
-rm "$store/filler"
+rm "$store"/filler*
 expect 0 $KEYSTEAD key rotate --yes --force "for a test"
 opens
 
@@ -45,10 +48,10 @@ kill $daemon
 wait $daemon
 # Now with a trail, which cannot be written either.
 sed -i 's/level = "off"/level = "admin"/' "$KEYSTEAD_CONFIG"
-$KEYSTEAD serve 2>"$SITE/log" &
-daemon=$!
-serves
+serve
 opens
+expect 0 $KEYSTEAD status --output json
+says "audit trail could not be opened"
 mount -o remount,bind,rw "$store"
 expect 0 $KEYSTEAD key rotate --yes --force "for a test"
 opens
@@ -60,15 +63,82 @@ echo "done"
 #[test]
 fn a_full_or_read_only_disk_refuses_changes_and_never_stops_serving() {
     // A disk cannot turn read-only while a file on it is open for writing, as the trail's is.
-    let site = Site::bare("[audit]\nlevel = \"off\"\n");
+    run("level = \"off\"", "64k", STORY, &[]);
+}
+
+/// With a trail, which is on the same disk.
+const TRAIL_STORY: &str = r#"
+warns() { $KEYSTEAD status | grep -q "audit trail cannot be written"; }
+echo "full"
+full
+# A page of the trail's file may have room for some lines more.
+fails() { opens || true; $KEYSTEAD audit verify || true; $KEYSTEAD custodian restart || true; warns; }
+until_true fails
+case $LEVEL-$FAILURE in
+    requests-stop)
+        # By the site's choice what cannot be recorded is refused: nothing but that.
+        expect 5 $KEYSTEAD kms decrypt --in "$SITE/sealed"
+        says "audit trail"
+        expect 0 $KEYSTEAD kms status
+        ;;
+    *-stop)
+        expect 5 $KEYSTEAD key rotate --yes --force "for a test"
+        says "audit trail"
+        opens
+        ;;
+    *)
+        expect 4 $KEYSTEAD key rotate --yes --force "for a test"
+        says "No space left"
+        expect 0 $KEYSTEAD custodian restart
+        opens
+        ;;
+esac
+
+echo "full, and started anew"
+kill $daemon
+wait $daemon
+serve
+[ $LEVEL-$FAILURE = requests-stop ] || opens
+
+echo "room again"
+rm "$store"/filler*
+until_true opens
+recovered() { ! warns; }
+until_true recovered
+expect 0 $KEYSTEAD key rotate --yes --force "for a test"
+opens
+expect 0 $KEYSTEAD audit verify
+says "intact"
+expect 0 $KEYSTEAD audit query --action trail-resumed
+says "lost="
+kill $daemon
+wait $daemon
+echo "done"
+"#;
+
+#[test]
+fn a_full_disk_with_an_audit_trail_stops_nothing_but_what_the_site_wants_recorded() {
+    for level in ["admin", "requests"] {
+        for failure in ["stop", "continue-with-alarm"] {
+            let audit = format!("level = \"{level}\"\nfailure = \"{failure}\"");
+            run(&audit, "256k", TRAIL_STORY, &[("LEVEL", level), ("FAILURE", failure)]);
+        }
+    }
+}
+
+/// In namespaces of its own, on a disk of that size.
+fn run(audit: &str, size: &str, story: &str, environment: &[(&str, &str)]) {
+    let site = Site::bare(&format!("[audit]\n{audit}\n"));
     let output = Command::new("unshare")
-        .args(["-Urm", "bash", "-c", STORY])
+        .args(["-Urm", "bash", "-c", &format!("{WORDS}{story}")])
         .env("SITE", site.path())
+        .env("SIZE", size)
         .env("KEYSTEAD", env!("CARGO_BIN_EXE_keystead"))
         .env("KEYSTEAD_CONFIG", site.config())
+        .envs(environment.iter().copied())
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(said.ends_with("done\n"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.ends_with("done\n"), "{audit}: {said}{}", String::from_utf8_lossy(&output.stderr));
     output.expect_success();
 }

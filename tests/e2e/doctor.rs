@@ -185,9 +185,10 @@ async fn stranger_on_the_admin_socket_is_no_daemon() {
 async fn daemon_that_does_not_admit_the_caller_is_not_called_down() {
     let site = Site::initialized("");
     let config = fs::read_to_string(site.config()).unwrap();
+    let config = config.replace("[admin]\n", "[admin]\nallow_uids = [54321]\n");
+    // Who holds a role is admitted, too; `init` gave them all to this user.
     let own = format!("uids = [{}]", rustix::process::geteuid().as_raw());
-    let config = config.replace("[admin]\n", "[admin]\nallow_uids = [54321]\n").replace(&own, "uids = [54321]");
-    fs::write(site.config(), config).unwrap();
+    fs::write(site.config(), config.replace(&own, "uids = [54321]")).unwrap();
     let daemon = site.spawn(&[]);
     crate::memory::wait_until_async("served", async || {
         site.kms_socket().exists() && crate::clients::kms_code(&site).await == tonic::Code::Ok
@@ -257,11 +258,13 @@ async fn rejected_pin_is_found_with_the_daemon_up_and_down_and_costs_no_try() {
     assert_eq!(doctor(&site, &["daemon", "custody"]), (7, owned(&rejected)));
     assert!(daemon.stop().success());
 
-    // Which PIN it was is not looked at.
     let noted = [("custody.pin-rejected", "warning"), ("custody.state", "info")];
     assert_eq!(doctor(&site, &["custody"]), (6, owned(&noted)));
     let tries = fs::read_to_string(site.path().join("log")).unwrap().matches("login was rejected").count();
     assert_eq!(tries, 1, "the PIN was tried {tries} times");
+    // It does not read the PIN, so whether this one is another it cannot know: the note stands until one is taken.
+    fs::write(site.token.pin_file(), "another").unwrap();
+    assert_eq!(doctor(&site, &["custody"]), (6, owned(&noted)));
 }
 
 #[tokio::test]

@@ -96,6 +96,41 @@ async fn wrong_pins_cost_one_try_each(site: &Site, write: &dyn Fn(&str), environ
     assert!(!site.path().join("store/pin-rejected").exists());
 }
 
+/// A service manager must not hold up the whole boot for what only a person can mend.
+#[tokio::test]
+async fn what_only_a_person_can_mend_does_not_hold_up_what_starts_after_the_daemon() {
+    let site = Site::initialized("");
+    let right = fs::read_to_string(site.token.pin_file()).unwrap();
+    let socket = site.path().join("notify");
+    let notifications = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    notifications.set_read_timeout(Some(crate::daemon::DEADLINE)).unwrap();
+    let ready = |state: &str| {
+        let daemon = site.spawn(&[("NOTIFY_SOCKET", socket.to_str().unwrap())]);
+        let mut said = [0; 4096];
+        loop {
+            let length = notifications.recv(&mut said).expect("the daemon tells the service manager");
+            if String::from_utf8_lossy(&said[..length]).lines().any(|line| line == "READY=1") {
+                break;
+            }
+        }
+        // Said when its patience has ended.
+        let log = daemon.log();
+        assert!(!log.contains("custody takes its time") && log.contains(&format!("\"{state}\"")), "{state}: {log}");
+        assert!(daemon.stop().success());
+        // What else it said on its way out is not the next one's.
+        notifications.set_nonblocking(true).unwrap();
+        while notifications.recv(&mut said).is_ok() {}
+        notifications.set_nonblocking(false).unwrap();
+    };
+    fs::write(site.token.pin_file(), "00000000").unwrap();
+    ready("pin-rejected");
+    fs::write(site.token.pin_file(), right).unwrap();
+    let tokens = site.token.folder.join("tokens");
+    fs::rename(&tokens, site.token.folder.join("aside")).unwrap();
+    fs::create_dir(&tokens).unwrap();
+    ready("token-missing");
+}
+
 #[test]
 fn a_module_that_is_none_is_named() {
     let site = Site::bare("");

@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::Instant;
 
+use keystead_wire::admin::v1::{GetStatusRequest, RotateProgress, RotateRequest};
+
 use crate::daemon::{DEADLINE, Finished, Site};
 
 fn own_uid() -> u32 {
@@ -47,6 +49,43 @@ async fn a_viewer_looks_and_is_refused_the_rest_and_each_refusal_is_recorded() {
     let refused = site.keystead(["audit", "query", "--outcome", "refused", "--output", "json"]).expect_success();
     assert!(refused.contains("\"rotate\"") && refused.contains("\"restart-custodian\""), "{refused}");
     assert_eq!(daemon.status().await.generations, 1);
+    assert!(daemon.stop().success());
+}
+
+/// The verdict goes by the same path that the service goes by, whatever it is made to look like.
+#[tokio::test]
+async fn no_spelling_of_a_method_gets_a_viewer_past_his_roles() {
+    let site = Site::initialized("");
+    with_roles(&site, &format!("[roles]\nviewer = {{ uids = [{}] }}", own_uid()));
+    let daemon = site.serve().await;
+    let channel = crate::clients::channel(site.path().join("run/admin.sock")).await;
+    for path in [
+        "/keystead.admin.v1.Admin/Rotate",
+        "/keystead.admin.v1.Admin/Rotate?x=/keystead.admin.v1.Admin/GetStatus",
+        "/keystead.admin.v1.Admin/Rotate/",
+        "/keystead.admin.v1.Admin/rotate",
+        "/keystead.admin.v1.admin/Rotate",
+        "/keystead.admin.v1.Admin/%52otate",
+        "/keystead.admin.v1.Admin/GetStatus/../Rotate",
+        "//keystead.admin.v1.Admin/Rotate",
+        "/keystead.admin.v1.Admin//Rotate",
+        "/x/keystead.admin.v1.Admin/Rotate",
+    ] {
+        let mut client = tonic::client::Grpc::new(channel.clone());
+        client.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<RotateRequest, RotateProgress>::default();
+        let path: http::uri::PathAndQuery = path.parse().unwrap();
+        let request = tonic::Request::new(RotateRequest { force: "for a test".into() });
+        let status = client.server_streaming(request, path.clone(), codec).await.map(drop).unwrap_err();
+        let refused = matches!(status.code(), tonic::Code::PermissionDenied | tonic::Code::Unimplemented);
+        assert!(refused, "{path}: {status}");
+    }
+    // Nor does what the same connection may do.
+    let mut admin = crate::daemon::Admin::new(channel);
+    admin.get_status(GetStatusRequest {}).await.unwrap();
+    assert_eq!(admin.rotate(RotateRequest::default()).await.unwrap_err().code(), tonic::Code::PermissionDenied);
+    assert_eq!(daemon.status().await.generations, 1);
+    drop(admin);
     assert!(daemon.stop().success());
 }
 

@@ -1,14 +1,16 @@
 //! Whether somebody listens on a unix socket, found out without waking a daemon: a connection to a socket that the service
 //! manager holds would start one, and with it a login to the token.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 
-use super::look::{self, Look};
 use crate::config::Site;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,11 +62,12 @@ pub fn bound_by_us(path: &Path) -> bool {
 /// Whether the kernel lists a listening socket of that name.
 fn listed(path: &Path, site: &Site) -> bool {
     /// `__SO_ACCEPTCON`, as /proc/net/unix shows it.
-    const LISTENS: &str = "00010000";
-    let Look::Found(table) = look::read(&site.path("/proc/net/unix")) else { return false };
-    table.lines().any(|line| {
-        let mut words = line.split_whitespace();
-        words.nth(3) == Some(LISTENS) && words.nth(3).is_some_and(|name| Path::new(name) == path)
+    const LISTENS: &[u8] = b"00010000";
+    let Ok(table) = File::open(site.path("/proc/net/unix")) else { return false };
+    // As long as there are sockets, and with names that anybody may choose.
+    BufReader::new(table).split(b'\n').map_while(Result::ok).any(|line| {
+        let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        words.nth(3) == Some(LISTENS) && words.nth(3).is_some_and(|name| Path::new(OsStr::from_bytes(name)) == path)
     })
 }
 
@@ -78,6 +81,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.sock");
         let site = Site::this_machine();
+        // Whoever may make a socket may give it a name that is no text.
+        let _odd = UnixListener::bind(folder.path().join(OsStr::from_bytes(b"\xff.sock"))).unwrap();
         assert_eq!(reach(&path, &site, false), Reach::Missing);
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();

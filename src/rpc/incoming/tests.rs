@@ -114,6 +114,29 @@ async fn peer_that_is_not_listed_is_marked_and_may_not_stay() {
 }
 
 #[tokio::test]
+async fn peers_that_are_not_listed_take_no_place_from_those_who_are() {
+    let (_folder, path, mut incoming) = incoming(1, PeerPolicy::default());
+    let mut clients = Vec::new();
+    let mut strangers = Vec::new();
+    for _ in 0..MAX_STRANGERS {
+        clients.push(connect(&path).await);
+        strangers.push(incoming.next().await.unwrap().unwrap());
+    }
+    let mut refused = connect(&path).await;
+    let polled = tokio::time::timeout(Duration::from_millis(1), incoming.next()).await;
+    assert!(polled.is_err(), "one stranger too many");
+    let mut answer = vec![0; REFUSAL.len()];
+    refused.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, REFUSAL);
+
+    incoming.settings.policy = everybody();
+    clients.push(connect(&path).await);
+    assert!(incoming.next().await.unwrap().unwrap().connect_info().admitted);
+    drop(strangers);
+    assert_eq!(incoming.counters().strangers.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
 async fn caller_is_this_process() {
     let (_folder, path, mut incoming) = incoming(1, everybody());
     let _client = connect(&path).await;
