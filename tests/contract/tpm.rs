@@ -316,6 +316,8 @@ fn wrong_auth(make: MakeRig) {
         let error = refusal(&custody, &context(1), &wrap.bytes);
         assert!(matches!(error, CustodyError::AuthRejected { .. }), "{error:?}");
         assert_eq!(rejections(&rig), before, "it was tried again");
+        // The same value in another file, as a service manager makes a credential at each start.
+        write_auth(&rig, str::to_owned);
         custody.replace();
     }
     let note = fs::read_to_string(rig.folder.path().join("pin-rejected")).unwrap();
@@ -325,6 +327,7 @@ fn wrong_auth(make: MakeRig) {
     assert!(variable.contains("TPM2_PT_LOCKOUT_COUNTER: 0x0"), "{variable}");
     write_auth(&rig, |_| right.clone());
     assert_eq!(eventually(|| unwrap(&custody, &context(1), &wrap.bytes)).expose(), kek.expose());
+    assert_eq!(rejections(&rig), None, "what is accepted voids the note");
 }
 
 /// Changes whenever a rejection is noted.

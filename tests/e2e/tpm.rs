@@ -1,6 +1,7 @@
 //! The daemon on a TPM 2.0: made, served, rotated, recovered; and a TPM that is slow, gone, cleared or not there.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -22,10 +23,14 @@ struct TpmSite {
 impl TpmSite {
     /// Provisioned, without a key.
     fn bare() -> Self {
+        Self::configured("")
+    }
+
+    fn configured(extra: &str) -> Self {
         let site = Site::bare("");
         let chip = Swtpm::start(&site.path().join("tpm"));
         let this = Self { chip, site };
-        this.reach(&this.chip.tcti);
+        this.reach_with(&this.chip.tcti, extra);
         this.site.keystead(["tpm", "provision"]).expect_success();
         this
     }
@@ -38,12 +43,16 @@ impl TpmSite {
 
     /// Has the configuration name another way to the TPM.
     fn reach(&self, tcti: &str) {
+        self.reach_with(tcti, "");
+    }
+
+    fn reach_with(&self, tcti: &str, extra: &str) {
         let auth = self.site.path().join("tpm-auth");
         let custody = format!(
             "[custody]\nkind = \"tpm\"\ntcti = \"{tcti}\"\nauth_file = \"{}\"\nprobe_interval = \"1s\"\n",
             auth.display()
         );
-        self.site.configure(&custody, "");
+        self.site.configure(&custody, extra);
     }
 }
 
@@ -87,6 +96,51 @@ async fn key_in_a_tpm_is_served_rotated_and_an_old_store_refused() {
     assert!(daemon.stop().success());
     fs::write(site.store_file(), &today).unwrap();
     assert!(site.serve().await.stop().success());
+}
+
+#[tokio::test]
+async fn auth_file_belongs_to_the_custodian_s_user_and_the_server_s_cannot_read_it() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root can give server and custodian users of their own");
+        return;
+    }
+    let users = "[process]\nserver_user = 54001\ncustodian_user = 54002\n[sandbox]\nlandlock = false\n";
+    let tpm = TpmSite::configured(users);
+    let site = &tpm.site;
+    fs::set_permissions(site.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    let auth = fs::metadata(site.path().join("tpm-auth")).unwrap();
+    assert_eq!((auth.uid(), auth.mode() & 0o777), (54_002, 0o600));
+    site.keystead(["init", "--no-recovery"]).expect_success();
+    let daemon = site.serve().await;
+    let sandbox = daemon.status().await.sandbox.unwrap();
+    assert_eq!((sandbox.uid, sandbox.server_can_read_pin), (54_001, false));
+    let mut kms = daemon.kms().await;
+    let before = encrypt(&mut kms, b"before").await;
+    site.rotate().expect_success();
+    site.keystead(["custodian", "restart"]).expect_success();
+    assert_eq!(decrypt(&mut kms, &before).await.unwrap(), b"before");
+    drop(kms);
+    assert!(daemon.stop().success());
+    assert!(site.serve().await.stop().success());
+}
+
+#[tokio::test]
+async fn doctor_looks_at_the_tpm_and_its_auth_file_and_at_no_module() {
+    let tpm = TpmSite::initialized();
+    let site = &tpm.site;
+    let doctor = || {
+        let report = site.keystead(["doctor", "--only", "files", "--only", "custody", "--output", "json"]);
+        String::from_utf8(report.stdout).unwrap()
+    };
+    let daemon = site.serve().await;
+    let sound = doctor();
+    assert!(sound.contains("files.tpm") && !sound.contains("files.module") && !sound.contains("critical"), "{sound}");
+    let auth = site.path().join("tpm-auth");
+    fs::set_permissions(&auth, fs::Permissions::from_mode(0o644)).unwrap();
+    let open = doctor();
+    assert!(open.contains("the auth file") && open.contains("mode 0644") && open.contains("critical"), "{open}");
+    fs::set_permissions(&auth, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(daemon.stop().success());
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! `keystead tpm provision`.
 
+use std::os::unix::fs::chown;
 use std::path::Path;
 
 use serde_json::json;
@@ -12,6 +13,7 @@ use crate::cli::table;
 use crate::config::Settings;
 use crate::custody::settings::{PinSource, TpmSettings};
 use crate::custody::tpm;
+use crate::process::users::User;
 
 pub fn run(arguments: &ProvisionArguments, tpm: &TpmSettings, settings: &Settings) -> Result<Report, Failure> {
     let path = match (&arguments.out, &tpm.auth) {
@@ -25,6 +27,14 @@ pub fn run(arguments: &ProvisionArguments, tpm: &TpmSettings, settings: &Setting
     let owner = owner.as_ref().map(|bytes| bytes.as_slice());
     let made = tpm::provision(tpm, &path, owner, &settings.keyring, &settings.node)
         .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+    if let (Some(users), true, None) = (&settings.users, made.made_auth_file, &arguments.out) {
+        // As any file that root makes for the daemon: of the one user who reads it.
+        let User { uid, gid, .. } = users.custodian;
+        chown(&path, Some(uid), Some(gid)).map_err(|error| {
+            Failure::new(Exit::Failed, format!("{} cannot be given to user {uid}: {error}", path.display()))
+                .next(format!("`chown {uid}:{gid} {}` as root", path.display()))
+        })?;
+    }
     let shown = path.display().to_string();
     let was = |made| if made { "made now" } else { "was there" };
     let rows = table::fields(&[
