@@ -202,16 +202,16 @@ fn pin(secret: &Secret, file: &Path, entry: &Look<Entry>) -> Finding {
     let Secret { name, missing, remedy, .. } = secret;
     let id = "files.pin";
     match entry {
-        Look::Missing => Finding::critical(id, format!("the {name} file {shown} does not exist"), *missing, *remedy),
+        Look::Missing => Finding::critical(id, format!("the {name} file {shown} does not exist"), missing, *remedy),
         Look::Forbidden => {
             Finding::unchecked(id, format!("the {name} file {shown} is not open to this user"), "run it as root")
         }
         Look::Failed(error) => Finding::unchecked(id, format!("{shown}: {error}"), "run it as root"),
         Look::Found(entry) if entry.kind != Kind::File => {
-            Finding::critical(id, format!("the {name} file {shown} is not a file"), *missing, *remedy)
+            Finding::critical(id, format!("the {name} file {shown} is not a file"), missing, *remedy)
         }
         Look::Found(entry) if entry.size == 0 => {
-            Finding::critical(id, format!("the {name} file {shown} is empty"), *missing, *remedy)
+            Finding::critical(id, format!("the {name} file {shown} is empty"), missing, *remedy)
         }
         // What the custodian accepts at most: 0640.
         Look::Found(entry) if entry.mode & 0o037 != 0 => {
@@ -235,7 +235,7 @@ fn credential(secret: &Secret, name: &str, origin: &Origin) -> Finding {
         ),
         Origin::Unnamed => {
             let what = format!("keystead.service hands over no credential {name}");
-            Finding::critical(id, what, *missing, format!("`systemctl edit keystead`: LoadCredential={name}:{default}"))
+            Finding::critical(id, what, missing, format!("`systemctl edit keystead`: LoadCredential={name}:{default}"))
         }
         Origin::Inherent => Finding::ok(id, format!("the {kind} is credential {name} of keystead.service")),
         Origin::File(file, Look::Found(entry)) if entry.size > 0 && entry.mode & 0o037 == 0 => {
