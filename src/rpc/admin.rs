@@ -414,12 +414,8 @@ fn warnings(keyring: &Keyring, status: &GetStatusResponse) -> Vec<String> {
         && active.wraps.len() == 1
         && active.wraps.iter().all(|wrap| wrap.root_kind != RootKind::Recovery)
     {
-        warnings.push(notices::ONE_ROOT.into());
-        let root = if active.upstream_wrap().is_some() { "cloud key" } else { "token" };
-        warnings.push(format!(
-            "the keyring hangs on one durable root: if this {root} is lost, every Secret is lost. Only a new keyring can have \
-             a second one: `keystead init --recovery PUBKEY`"
-        ));
+        let in_cloud = active.upstream_wrap().is_some();
+        warnings.push(if in_cloud { notices::ONE_CLOUD_ROOT } else { notices::ONE_ROOT }.into());
     }
     if status.custody.as_ref().is_some_and(|custody| custody.manufacturer.starts_with("SoftHSM")) {
         warnings.push(notices::SOFTHSM.into());

@@ -207,15 +207,19 @@ fn told_by_daemon(status: &GetStatusResponse) -> Vec<Finding> {
         [only] if only != "recovery" => findings.push(Finding::warning(
             "store.one-root",
             format!("the key hangs on one durable root ({only})"),
-            "if this token is lost, every Secret is lost, in etcd and in every backup",
-            "only a new keyring can have a second root: `keystead init --recovery PUBKEY`. Until then, back the token up by its vendor's means",
+            "if it is lost, every Secret is lost, in etcd and in every backup",
+            "only a new keyring can have a second root: `keystead init --recovery PUBKEY`. Until then, keep a backup of the token, by its vendor's means",
         )),
         roots => findings.push(Finding::ok("store.roots", format!("{} durable roots: {}", roots.len(), roots.join(", ")))),
     }
     for warning in &status.warnings {
         let finding = match warning.as_str() {
             // Said above, and by the groups custody and protection.
-            notices::ONE_ROOT | notices::SOFTHSM | notices::KEYS_NOT_LOCKED | notices::PIN_READABLE => continue,
+            notices::ONE_ROOT
+            | notices::ONE_CLOUD_ROOT
+            | notices::SOFTHSM
+            | notices::KEYS_NOT_LOCKED
+            | notices::PIN_READABLE => continue,
             notices::ROTATION_CUT_OFF => Finding::warning(
                 "store.rotation",
                 "a rotation was cut off",
