@@ -29,6 +29,7 @@ mod status;
 mod table;
 mod time;
 mod token;
+mod tpm;
 #[cfg(feature = "cloud")]
 mod upstream;
 mod wiring;
@@ -43,7 +44,7 @@ use crate::failpoint;
 use exit::Failure;
 use report::{Format, Report};
 
-/// Hardware key service for Kubernetes edge masters: KMS v2 on a PKCS#11 token.
+/// Hardware key service for Kubernetes edge masters: KMS v2 on a PKCS#11 token or a TPM 2.0.
 #[derive(Debug, Parser)]
 #[command(name = "keystead", version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {
@@ -93,6 +94,9 @@ enum Command {
     /// The tokens of the PKCS#11 module
     #[command(subcommand)]
     Token(token::Command),
+    /// The TPM 2.0 that holds the CMKs, where custody.kind is "tpm"
+    #[command(subcommand)]
+    Tpm(tpm::Command),
     /// The cloud key of the cloud profile
     #[cfg(feature = "cloud")]
     #[command(subcommand)]
@@ -100,7 +104,7 @@ enum Command {
     /// The lease on the cloud key's offline copy
     #[command(subcommand)]
     Lease(lease::Command),
-    /// The running daemon's custodian: the process that holds the PKCS#11 module and the PIN
+    /// The running daemon's custodian: the process that holds the device and its PIN or auth value
     #[command(name = "custodian")]
     Custodian(custodian::Arguments),
     /// The audit trail
@@ -157,6 +161,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
+        Command::Tpm(command) => tpm::run(&command, config),
         Command::Audit(command) => audit::run(&command, config),
         #[cfg(feature = "cloud")]
         Command::Upstream(command) => upstream::run(&command, config, cli.global.output),
@@ -222,6 +227,8 @@ mod tests {
             "keystead recovery verify --private private.pem",
             "keystead recovery drill --private private.pem --in a.json --in b.json",
             "keystead token list",
+            "keystead tpm info",
+            "keystead tpm provision --owner-auth-file a --out b",
             "keystead audit query",
             "keystead audit query --since 1h --action rotate --output json",
             "keystead audit query --until 2d --uid 0 --generation 3 --outcome ok --limit 0",

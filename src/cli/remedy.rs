@@ -33,6 +33,13 @@ impl Remedy for CustodyError {
             Self::TokenMissing { .. } => {
                 "plug it in, or set custody.token_label to one that `keystead token list` shows"
             }
+            Self::TpmUnreachable { .. } => {
+                "mend that, then `keystead tpm info`; docs/custody-tpm.md lists what is usual"
+            }
+            Self::BootNotApproved { .. } => {
+                "`keystead tpm preview` says what changed; approve it off the box (docs/custody-tpm.md)"
+            }
+            Self::AuthRejected { .. } => "put the auth file back that the TPM was provisioned with, then run it again",
             Self::TokenAmbiguous { .. } => "`keystead token list` shows the serial numbers",
             Self::PinRejected { .. } => "write the right PIN to the PIN's source, then run it again",
             Self::PinLocked { .. } => "have the security officer unlock it, then run it again",

@@ -34,8 +34,12 @@ fn report(tokens: &[TokenSummary], settings: &Settings) -> Report {
         TokenSelector::Label(label) => format!("label {label:?}"),
         TokenSelector::Serial(serial) => format!("serial {serial:?}"),
     };
+    let module = match &custody.tpm {
+        Some(tpm) => tpm.tcti.clone(),
+        None => custody.module.display().to_string(),
+    };
     let mut text = match tokens {
-        [] => format!("{} shows no token.\n", custody.module.display()),
+        [] => format!("{module} shows no token.\n"),
         _ => table::columns(&["LABEL", "SERIAL", "MODEL", "PIN"], &rows),
     };
     match chosen {
@@ -48,7 +52,7 @@ fn report(tokens: &[TokenSummary], settings: &Settings) -> Report {
     Report {
         text,
         json: json!({
-            "module": custody.module.display().to_string(),
+            "module": module,
             "tokens": tokens.iter().map(|token| json(token, is_chosen(token, custody))).collect::<Vec<_>>(),
         }),
         exit: if chosen == 1 { Exit::Done } else { Exit::Failed },
@@ -56,11 +60,13 @@ fn report(tokens: &[TokenSummary], settings: &Settings) -> Report {
 }
 
 fn is_chosen(token: &TokenSummary, custody: &CustodySettings) -> bool {
-    token.initialized
-        && match &custody.token {
-            TokenSelector::Label(label) => token.label == *label,
-            TokenSelector::Serial(serial) => token.serial == *serial,
-        }
+    // There is one TPM, and it has no label.
+    custody.tpm.is_some()
+        || token.initialized
+            && match &custody.token {
+                TokenSelector::Label(label) => token.label == *label,
+                TokenSelector::Serial(serial) => token.serial == *serial,
+            }
 }
 
 fn row(token: &TokenSummary) -> Vec<String> {

@@ -46,11 +46,20 @@ impl Severity {
 pub fn check(settings: &Settings, site: &Site) -> Vec<Finding> {
     let mut findings = Vec::new();
     let report = &mut findings;
-    module(&settings.custody.module, report);
+    let keys = match &settings.custody.tpm {
+        None => {
+            module(&settings.custody.module, report);
+            PIN
+        }
+        Some(tpm) => {
+            device(&tpm.tcti, report);
+            AUTH
+        }
+    };
     environment(settings, report);
     match &settings.custody.pin {
-        PinSource::File(file) => pin_file("custody.pin_file", file, settings.users.as_ref(), report),
-        PinSource::Credential(name) => credential(name, site, report),
+        PinSource::File(file) => pin_file(&keys, file, settings.users.as_ref(), report),
+        PinSource::Credential(name) => credential(keys.credential, name, site, report),
     }
     let users = settings.users.as_ref();
     if users.is_some() {
@@ -69,6 +78,44 @@ pub fn check(settings: &Settings, site: &Site) -> Vec<Finding> {
         note(report, "sandbox.seccomp", "is off: the processes could start programs and make sockets".into());
     }
     findings
+}
+
+/// What a secret is called, by the kind of custody.
+struct SecretKeys {
+    file: &'static str,
+    credential: &'static str,
+    /// How one comes by it.
+    remedy: &'static str,
+}
+
+const PIN: SecretKeys = SecretKeys {
+    file: "custody.pin_file",
+    credential: "custody.pin_credential",
+    remedy: "write the token's user PIN into it",
+};
+const AUTH: SecretKeys = SecretKeys {
+    file: "custody.auth_file",
+    credential: "custody.auth_credential",
+    remedy: "run `keystead tpm provision`",
+};
+
+fn device(tcti: &str, report: &mut Vec<Finding>) {
+    let key = "custody.tcti";
+    if !cfg!(feature = "tpm") {
+        problem(report, key, "this keystead was built without TPM support (feature `tpm`)".into());
+    }
+    let Some(path) = tcti.strip_prefix("device:") else { return };
+    match fs::OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            problem(report, key, format!("{path} does not exist; enable the TPM in the firmware setup"));
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            problem(report, key, format!("{path}: {error}; put this user into the group that owns it (often `tss`)"));
+        }
+        // In use: somebody holds a device without resource manager.
+        Err(error) => note(report, key, format!("{path}: {error}")),
+    }
 }
 
 fn problem(report: &mut Vec<Finding>, key: &'static str, message: String) {
@@ -104,8 +151,7 @@ fn environment(settings: &Settings, report: &mut Vec<Finding>) {
     }
 }
 
-fn credential(name: &str, site: &Site, report: &mut Vec<Finding>) {
-    let key = "custody.pin_credential";
+fn credential(key: &'static str, name: &str, site: &Site, report: &mut Vec<Finding>) {
     match &site.credentials {
         None => note(report, key, "$CREDENTIALS_DIRECTORY is not set: systemd sets it for the service only".into()),
         Some(folder) => match fs::metadata(folder.join(name)) {
@@ -116,12 +162,13 @@ fn credential(name: &str, site: &Site, report: &mut Vec<Finding>) {
     }
 }
 
-fn pin_file(key: &'static str, path: &Path, users: Option<&Users>, report: &mut Vec<Finding>) {
+fn pin_file(keys: &SecretKeys, path: &Path, users: Option<&Users>, report: &mut Vec<Finding>) {
+    let (key, remedy) = (keys.file, keys.remedy);
     let shown = path.display();
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            problem(report, key, format!("{shown} does not exist; write the token's user PIN into it, mode 0400"));
+            problem(report, key, format!("{shown} does not exist; {remedy}, mode 0400"));
             return;
         }
         Err(error) => {
@@ -134,7 +181,7 @@ fn pin_file(key: &'static str, path: &Path, users: Option<&Users>, report: &mut 
         return;
     }
     if metadata.len() == 0 {
-        problem(report, key, format!("{shown} is empty; write the token's user PIN into it"));
+        problem(report, key, format!("{shown} is empty; {remedy}"));
     }
     let mode = metadata.mode() & 0o777;
     if mode & 0o037 != 0 {

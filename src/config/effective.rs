@@ -9,7 +9,7 @@ use super::source::Source;
 use super::units::{show_duration, show_mode, show_size};
 use super::upstream::UpstreamTable;
 use crate::audit::settings::{AuditSettings, FailurePolicy, Forward, Level};
-use crate::custody::settings::{PinSource, TokenSelector};
+use crate::custody::settings::{BootPolicy, PinSource, TokenSelector};
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::socket::SocketSettings;
 
@@ -56,16 +56,33 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
     let mut rows = vec![
         ("keyring", json!(settings.keyring.as_str())),
         ("node", json!(settings.node.as_str())),
-        ("custody.kind", json!("pkcs11")),
-        ("custody.module", path(&custody.module)),
-        match &custody.token {
-            TokenSelector::Label(label) => ("custody.token_label", json!(label)),
-            TokenSelector::Serial(serial) => ("custody.token_serial", json!(serial)),
-        },
-        match &custody.pin {
-            PinSource::File(file) => ("custody.pin_file", path(file)),
-            PinSource::Credential(name) => ("custody.pin_credential", json!(name)),
-        },
+        ("custody.kind", json!(if custody.tpm.is_some() { "tpm" } else { "pkcs11" })),
+    ];
+    match &custody.tpm {
+        Some(tpm) => rows.extend([
+            ("custody.tcti", json!(tpm.tcti)),
+            match &tpm.auth {
+                PinSource::File(file) => ("custody.auth_file", path(file)),
+                PinSource::Credential(name) => ("custody.auth_credential", json!(name)),
+            },
+            ("custody.pcrs", json!(tpm.boot.as_ref().map(spelt))),
+            ("custody.boot_signer", json!(tpm.boot.as_ref().map(|boot| boot.signer.display().to_string()))),
+            ("custody.boot_series", json!(tpm.boot.as_ref().map(|boot| boot.series))),
+            ("custody.approvals", path(&tpm.approvals)),
+        ]),
+        None => rows.extend([
+            ("custody.module", path(&custody.module)),
+            match &custody.token {
+                TokenSelector::Label(label) => ("custody.token_label", json!(label)),
+                TokenSelector::Serial(serial) => ("custody.token_serial", json!(serial)),
+            },
+            match &custody.pin {
+                PinSource::File(file) => ("custody.pin_file", path(file)),
+                PinSource::Credential(name) => ("custody.pin_credential", json!(name)),
+            },
+        ]),
+    }
+    rows.extend([
         ("custody.mechanism", json!(Mechanism::of(custody.mechanism).as_str())),
         ("custody.sessions", json!(custody.sessions)),
         ("custody.queue", json!(custody.queue)),
@@ -75,7 +92,7 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("custody.environment", json!(custody.environment)),
         ("custody.state_path", path(&custody.latch_folder)),
         ("store.path", path(&settings.store.path)),
-    ];
+    ]);
     rows.extend(audit(settings.audit.as_ref()));
     rows.extend(socket(
         &kms.socket,
@@ -103,6 +120,11 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
     ]);
     rows.extend(settings.upstream.iter().flat_map(upstream));
     rows
+}
+
+fn spelt(boot: &BootPolicy) -> String {
+    let numbers: Vec<String> = boot.pcrs.iter().map(u8::to_string).collect();
+    format!("sha256:{}", numbers.join(","))
 }
 
 /// Of a trail that is switched off only that.

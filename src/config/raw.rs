@@ -53,6 +53,13 @@ pub struct Custody {
     pub grace: Option<Spanned<Span>>,
     pub probe_interval: Option<Spanned<Span>>,
     pub environment: Option<Spanned<BTreeMap<String, String>>>,
+    pub tcti: Option<Spanned<String>>,
+    pub auth_file: Option<Spanned<PathBuf>>,
+    pub auth_credential: Option<Spanned<String>>,
+    pub pcrs: Option<Spanned<String>>,
+    pub boot_signer: Option<Spanned<PathBuf>>,
+    pub boot_series: Option<Spanned<i64>>,
+    pub approvals: Option<Spanned<PathBuf>>,
     pub state_path: Option<Spanned<PathBuf>>,
 }
 
@@ -61,6 +68,7 @@ pub struct Custody {
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     Pkcs11,
+    Tpm,
 }
 
 /// How new CMKs wrap.

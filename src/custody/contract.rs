@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use keystead_core::{Kek, KeyringId, NodeId, RootId, WrapContext, WrappedKek};
+use keystead_core::{Kek, KeyringId, NodeId, RootId, RootKind, WrapContext, WrappedKek};
 use zeroize::Zeroizing;
 
 /// Names one keyring's epoch secret on one node.
@@ -35,7 +35,7 @@ pub enum Request {
     Describe,
     /// Every token the module shows, without logging in to any.
     ListTokens,
-    /// CMK objects of Keystead on the token, by root ID.
+    /// CMK objects of Keystead on the token, by root ID. Empty on a device whose CMKs live in their wraps.
     ListCmks,
     /// Makes a new CMK under `context.root_id` and a KEK wrapped by it. The KEK's bytes come from the token's random
     /// source mixed with the kernel's.
@@ -47,13 +47,15 @@ pub enum Request {
     Unwrap { context: WrapContext, wrap: Vec<u8> },
     /// Epoch secrets that exist for this keyring and node, ascending.
     ListEpochs { keyring: KeyringId, node: NodeId },
-    /// Makes an epoch secret; one that is there already is kept.
+    /// Makes an epoch secret; one that is there already is kept. A device has room for two of a keyring and node at least;
+    /// where there is no more, a third takes the place of the lowest number.
     CreateEpoch(EpochRef),
     /// A 32-byte key derived from an epoch secret for one purpose.
     DeriveEpochKey { epoch: EpochRef, purpose: EpochPurpose },
     /// Destroys an epoch secret; one that is gone already is fine.
     DestroyEpoch(EpochRef),
-    /// Destroys the CMK of a rotation that was rolled back; one that is gone already is fine.
+    /// Destroys the CMK of a rotation that was rolled back; one that is gone already is fine, and so is one that lives in
+    /// its wrap.
     DestroyCmk { root_id: RootId },
     /// Known-answer canary on a fresh session: only its failure means that the device is down. `CmkMissing`, once, when
     /// the CMK used last is no longer there: reason to look whether it is still the same token.
@@ -113,6 +115,8 @@ pub enum Answer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenDescription {
     pub token: TokenSummary,
+    /// Kind of the roots that it makes. CMKs of kind `Tpm` live in their wraps, not on the device.
+    pub root_kind: RootKind,
     pub module: String,
     /// As negotiated and probed: `aes-gcm (IV by caller)`, `ecdh-p256`, `rsa-oaep (SHA-1)`, …
     pub mechanism: String,
@@ -157,6 +161,8 @@ pub enum CustodyError {
     TimedOut,
     #[error("custody has too many requests waiting")]
     Busy,
+    #[error("the TPM at {tcti} cannot be reached: {detail}. Check custody.tcti; `keystead tpm info` looks, too")]
+    TpmUnreachable { tcti: String, detail: String },
     #[error("the PKCS#11 module is unusable: {detail}. Check custody.module and custody.environment")]
     ModuleUnusable { detail: String },
     #[error("no token {wanted} is present. Run `keystead token list` to see which are")]
@@ -173,7 +179,16 @@ pub enum CustodyError {
         "token {serial} has one PIN try left, which Keystead does not use up. Log in once by hand to reset the count"
     )]
     PinFinalTry { serial: String },
-    #[error("the PIN cannot be read: {detail}")]
+    /// The TPM opens the key after an approved boot only, and this is none.
+    #[error("the TPM does not open the key: {detail}. `keystead tpm preview` says what changed")]
+    BootNotApproved { detail: String },
+    /// As a rejected PIN, but no count is used up by it.
+    #[error(
+        "the TPM rejected the auth value in {file}; it is not tried again. Put the right auth file there, or take a new one from `keystead \
+         tpm provision` if the TPM was cleared"
+    )]
+    AuthRejected { file: String },
+    #[error("the PIN or auth value cannot be read: {detail}")]
     PinUnreadable { detail: String },
     #[error("the token lacks what custody needs: {detail}")]
     Unsupported { detail: String },

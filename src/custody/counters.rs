@@ -21,7 +21,7 @@ const REQUESTS: [&str; 13] = [
     "reopen",
 ];
 
-const OUTCOMES: [&str; 19] = [
+const OUTCOMES: [&str; 22] = [
     "ok",
     "gone",
     "timed_out",
@@ -41,6 +41,9 @@ const OUTCOMES: [&str; 19] = [
     "token_replaced",
     "token_reinitialized",
     "token_older",
+    "tpm_unreachable",
+    "auth_rejected",
+    "boot_not_approved",
 ];
 
 /// One line of the metric "custody operations".
@@ -115,6 +118,9 @@ fn outcome(reply: &Reply) -> usize {
             CustodyError::TokenReplaced { .. } => 16,
             CustodyError::TokenReinitialized { .. } => 17,
             CustodyError::TokenOlder { .. } => 18,
+            CustodyError::TpmUnreachable { .. } => 19,
+            CustodyError::AuthRejected { .. } => 20,
+            CustodyError::BootNotApproved { .. } => 21,
         },
     }
 }

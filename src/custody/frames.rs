@@ -329,6 +329,7 @@ fn write_answer(out: &mut Writer, answer: &Answer) {
 
 fn write_description(out: &mut Writer, description: &TokenDescription) {
     write_summary(out, &description.token);
+    out.u8(description.root_kind.into());
     out.text(&description.module, MAX_MODULE);
     out.text(&description.mechanism, MAX_NAME);
     out.text(&description.authentication, MAX_NAME);
@@ -340,6 +341,7 @@ fn write_description(out: &mut Writer, description: &TokenDescription) {
 fn read_description(fields: &mut Reader<'_>) -> Result<TokenDescription, FrameError> {
     Ok(TokenDescription {
         token: read_summary(fields)?,
+        root_kind: fields.u8()?.into(),
         module: fields.text(MAX_MODULE)?.to_owned(),
         mechanism: fields.text(MAX_NAME)?.to_owned(),
         authentication: fields.text(MAX_NAME)?.to_owned(),
@@ -422,6 +424,12 @@ fn write_error(out: &mut Writer, error: &CustodyError) {
             out.u64(*record);
             out.u64(*token);
         }
+        CustodyError::TpmUnreachable { tcti, detail } => {
+            with_text(19, tcti);
+            out.text(detail, MAX_DETAIL);
+        }
+        CustodyError::AuthRejected { file } => with_text(20, file),
+        CustodyError::BootNotApproved { detail } => with_text(21, detail),
     }
 }
 
@@ -452,6 +460,9 @@ fn read_error(fields: &mut Reader<'_>) -> Result<CustodyError, FrameError> {
         }
         17 => CustodyError::TokenReinitialized { serial: text()? },
         18 => CustodyError::TokenOlder { serial: text()?, record: fields.u64()?, token: fields.u64()? },
+        19 => CustodyError::TpmUnreachable { tcti: text()?, detail: text()? },
+        20 => CustodyError::AuthRejected { file: text()? },
+        21 => CustodyError::BootNotApproved { detail: text()? },
         _ => return Err(FrameError::Malformed("an unknown error")),
     })
 }

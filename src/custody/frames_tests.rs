@@ -32,6 +32,7 @@ fn requests() -> Vec<Request> {
         Request::ListEpochs { keyring: epoch().keyring, node: epoch().node },
         Request::CreateEpoch(epoch()),
         Request::DeriveEpochKey { epoch: epoch(), purpose: EpochPurpose::Record },
+        Request::DeriveEpochKey { epoch: epoch(), purpose: EpochPurpose::Audit },
         Request::DeriveEpochKey { epoch: epoch(), purpose: EpochPurpose::OfflineCopy },
         Request::DestroyEpoch(epoch()),
         Request::DestroyCmk { root_id: context().root_id },
@@ -58,6 +59,7 @@ fn replies() -> Vec<Reply> {
     let report = ProcessReport { uid: 997, no_new_privs: true, dumpable: false, system_calls_filtered: true };
     let description = TokenDescription {
         token: token(PinState::Fine),
+        root_kind: RootKind::Tpm,
         module: "/usr/lib/module.so".into(),
         mechanism: "aes-gcm (IV by caller)".into(),
         authentication: "sha256-hmac".into(),
@@ -84,6 +86,9 @@ fn replies() -> Vec<Reply> {
         Err(CustodyError::TimedOut),
         Err(CustodyError::Busy),
         Err(CustodyError::ModuleUnusable { detail: detail() }),
+        Err(CustodyError::BootNotApproved { detail: detail() }),
+        Err(CustodyError::AuthRejected { file: detail() }),
+        Err(CustodyError::TpmUnreachable { tcti: "device:/dev/tpmrm0".into(), detail: detail() }),
         Err(CustodyError::TokenMissing { wanted: detail() }),
         Err(CustodyError::TokenAmbiguous { label: detail() }),
         Err(CustodyError::PinRejected { serial: serial(), final_try: true }),

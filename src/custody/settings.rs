@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// One PKCS#11 token and how to use it.
+/// One PKCS#11 token, or one TPM, and how to use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CustodySettings {
     /// The vendor's PKCS#11 module. It is loaded into the custodian process only.
@@ -23,6 +23,32 @@ pub struct CustodySettings {
     /// Folder for the note that the token has rejected the PIN. Must be writable: without the note, each restart would
     /// use up one more try.
     pub latch_folder: PathBuf,
+    /// A TPM 2.0 in place of a PKCS#11 token: module and token above are not used then, and the auth value takes the place of
+    /// the PIN.
+    pub tpm: Option<TpmSettings>,
+}
+
+/// One TPM 2.0 and how to reach it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TpmSettings {
+    /// As the TSS spells it: `device:/dev/tpmrm0`, `swtpm:host=127.0.0.1,port=2321`, `tabrmd:bus_type=system`.
+    pub tcti: String,
+    pub auth: PinSource,
+    /// Folder with the approvals of boots that were brought here.
+    pub approvals: PathBuf,
+    /// New CMKs open only after a boot that was approved. Those made before open as they were made.
+    pub boot: Option<BootPolicy>,
+}
+
+/// Measured boot: which PCRs `keystead tpm predict` writes down, and who approves their values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootPolicy {
+    /// PCRs of the SHA-256 bank, ascending, each at most 23.
+    pub pcrs: Vec<u8>,
+    /// PEM file with the P-256 public key that approvals are signed with.
+    pub signer: PathBuf,
+    /// Approvals of another series do not hold: raised, with a new CMK, to end the earlier ones.
+    pub series: u64,
 }
 
 /// Names a token. Never by slot: slot numbers change with the order of plugging.

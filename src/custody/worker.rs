@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::contract::{Answer, CustodyError, ProcessReport, Request};
 use super::frames::{self, FrameError};
-use super::pkcs11::Device;
+use super::pkcs11;
 use super::settings::CustodySettings;
 
 /// How long sessions may finish what they are doing once the server is gone; nobody reads their answers.
@@ -49,7 +49,27 @@ pub fn run(mut connection: UnixStream, report: ProcessReport, settings: CustodyS
     // A server that is gone already is noticed by the first read.
     let _ = connection.write_all(&frames::encode_reply(frames::UNASKED, &Ok(Answer::Process(report))));
     let (sessions, queue) = (settings.sessions, settings.queue);
-    serve(connection, Arc::new(Device::new(settings)), sessions, queue)
+    match settings.tpm.clone() {
+        None => serve(connection, Arc::new(pkcs11::Device::new(settings)), sessions, queue),
+        #[cfg(feature = "tpm")]
+        Some(tpm) => serve(connection, Arc::new(super::tpm::Device::new(settings, tpm)), sessions, queue),
+        #[cfg(not(feature = "tpm"))]
+        Some(tpm) => serve(connection, Arc::new(NoTpmSupport(tpm.tcti)), sessions, queue),
+    }
+}
+
+/// Says what is wrong where every other fault of custody is said.
+#[cfg(not(feature = "tpm"))]
+struct NoTpmSupport(String);
+
+#[cfg(not(feature = "tpm"))]
+impl Custodian for NoTpmSupport {
+    fn serve(&self, _: usize, _: Request) -> Result<Answer, CustodyError> {
+        let detail = "this keystead was built without TPM support; take a build with the feature `tpm`".to_owned();
+        Err(CustodyError::TpmUnreachable { tcti: self.0.clone(), detail })
+    }
+
+    fn close(&self) {}
 }
 
 /// [`run`] with any device.

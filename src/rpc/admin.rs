@@ -393,6 +393,8 @@ fn root(wrap: &WrappedKek) -> Root {
         Ok(Construction::AesGcm { .. }) => "aes-gcm",
         Ok(Construction::HpkeP256 { .. }) => "hpke-p256",
         Ok(Construction::RsaOaep { .. }) => "rsa-oaep",
+        Ok(Construction::TpmEcdh { .. }) => "tpm-ecdh-p256",
+        Ok(Construction::TpmRsaOaep { .. }) => "tpm-rsa-oaep",
         // Its inside is the cloud's affair.
         Err(_) if wrap.root_kind.is_upstream() => "cloud",
         Err(_) => "unknown",

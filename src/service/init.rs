@@ -7,7 +7,7 @@ use keystead_core::grant::GrantKey;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{Keyring, RecoveryRoot, TokenIdentity};
 use keystead_core::upstream_state::UpstreamState;
-use keystead_core::{GenerationNumber, KeyringId, NodeId};
+use keystead_core::{GenerationNumber, KeyringId, NodeId, RootKind};
 
 use super::clock::Clock;
 use super::cloud::{self, configuration_digest};
@@ -146,13 +146,7 @@ async fn begin(
     token: &TokenDescription,
 ) -> Result<Keyring, InitError> {
     let epochs = records.list_epochs().await?;
-    // Without any CMK on the token there is nothing that a lost store could have named; in the cloud profile there is none,
-    // and it is an `init` that was finished which has gone beyond the first epoch.
-    let finished = match &request.cloud {
-        None => !epochs.is_empty() && !custody.list_cmks().await?.is_empty(),
-        Some(_) => epochs.iter().any(|&number| number > 1),
-    };
-    if finished && !request.abandon_lost_store {
+    if !request.abandon_lost_store && had_a_store(request, &epochs, token, custody).await? {
         return Err(InitError::LostStore);
     }
     let mut keyring = Keyring {
@@ -182,6 +176,21 @@ async fn begin(
             }
             Err(error.into())
         }
+    }
+}
+
+/// Whether a store that was lost could name keys on this token.
+async fn had_a_store(
+    request: &InitRequest,
+    epochs: &[u64],
+    token: &TokenDescription,
+    custody: &CustodyClient,
+) -> Result<bool, InitError> {
+    match token.root_kind {
+        RootKind::Pkcs11 if request.cloud.is_none() => Ok(!epochs.is_empty() && !custody.list_cmks().await?.is_empty()),
+        // There are no CMKs to be seen, on a TPM or with one in the cloud. An `init` that was finished has gone beyond the
+        // first epoch.
+        _ => Ok(epochs.iter().any(|&epoch| epoch > 1)),
     }
 }
 

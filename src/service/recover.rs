@@ -248,7 +248,8 @@ async fn open_wrap(
         };
     }
     match (wrap.root_kind, openers.custody, openers.private) {
-        (RootKind::Pkcs11, Some(custody), _) => match custody.unwrap(context, wrap.bytes.clone()).await {
+        (RootKind::Pkcs11 | RootKind::Tpm, Some(custody), _) => match custody.unwrap(context, wrap.bytes.clone()).await
+        {
             Ok(kek) => Ok(Some(Ok(kek))),
             Err(
                 error @ (CustodyError::CmkMissing { .. }
@@ -304,14 +305,14 @@ pub async fn rebuild(
     custody.create_epoch(epoch(keyring.epoch)).await?;
     for each in findings.opened {
         match cloud {
-            Some(cloud) if each.recovered.candidate.wrap.root_kind != RootKind::Pkcs11 => {
+            Some(cloud) if each.recovered.candidate.wrap.root_kind != token.root_kind => {
                 retired_in_cloud(&mut keyring, each, custody, cloud).await?;
             }
-            _ => keyring.generations.push(retired(each, custody).await?),
+            _ => keyring.generations.push(retired(each, custody, token.root_kind).await?),
         }
     }
     match cloud {
-        None => drop(make_active(&mut keyring, custody).await?),
+        None => drop(make_active(&mut keyring, custody, token.root_kind).await?),
         Some(cloud) => make_active_in_cloud(&mut keyring, custody, cloud).await?,
     }
     keyring.check()?;
@@ -329,15 +330,15 @@ pub async fn rebuild(
 }
 
 /// The generation as the new record holds it: first the wrap that the token here opens, then what it had besides.
-async fn retired(opened: Opened, custody: &CustodyClient) -> Result<Generation, RecoverError> {
+async fn retired(opened: Opened, custody: &CustodyClient, kind: RootKind) -> Result<Generation, RecoverError> {
     let Opened { sighting, recovered } = opened;
     let Candidate { kek, wrap, others } = recovered.candidate;
     let commitment = kek.commitment();
     let mut wraps = Vec::new();
-    if wrap.root_kind != RootKind::Pkcs11 {
+    if wrap.root_kind != kind {
         let root_id = RootId::new(&random::<16>()?).expect("16 bytes are a root ID");
         let mut context = sighting.wrap_context(&wrap);
-        context.root_kind = RootKind::Pkcs11;
+        context.root_kind = kind;
         context.root_id = root_id;
         wraps.push(custody.wrap_kek(context, Arc::new(kek)).await?);
     }
@@ -407,10 +408,10 @@ async fn make_active_in_cloud(
 }
 
 /// The fresh generation, made without a journal: nothing names it before the one write that also makes it active.
-async fn make_active(keyring: &mut Keyring, custody: &CustodyClient) -> Result<KeyId, RecoverError> {
+async fn make_active(keyring: &mut Keyring, custody: &CustodyClient, kind: RootKind) -> Result<KeyId, RecoverError> {
     let now = unix_now();
     let intent = keyring.begin_rotation(random()?, random()?, now)?;
-    let context = keyring.wrap_context(&intent);
+    let context = keyring.wrap_context(&intent, kind);
     let (wrap, kek) = custody.new_kek(context.clone()).await?;
     let wraps = durable_wraps(keyring, context.clone(), wrap.clone(), &kek)?;
     keyring.prepare(kek.commitment(), wraps, now)?;

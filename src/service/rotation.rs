@@ -338,7 +338,7 @@ pub(super) async fn prepare_generation(
     let intent = keyring.rotation.clone().ok_or(TransitionError::NoRotation)?;
     let (context, wrap, kek) = match upstream {
         None => {
-            let context = keyring.wrap_context(&intent);
+            let context = keyring.wrap_context(&intent, custody.describe().await?.root_kind);
             let (wrap, kek) = custody.new_kek(context.clone()).await?;
             (context, wrap, kek)
         }

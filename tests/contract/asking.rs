@@ -1,10 +1,19 @@
 //! Requests and what they answer, as the cases use them.
 
+use std::sync::atomic::{AtomicU8, Ordering};
+
 use keystead::custody::contract::{Answer, CustodyError, EpochPurpose, EpochRef, Request, TokenDescription};
 use keystead_core::id::{GenerationNumber, KeyId, RootKind};
 use keystead_core::{Kek, RootId, WrapContext, WrappedKek};
 
 use crate::support::custodian::Custody;
+
+/// Kind of the roots of the token under test; the cases run one after the other.
+static ROOT_KIND: AtomicU8 = AtomicU8::new(1);
+
+pub fn test_roots_of(kind: RootKind) {
+    ROOT_KIND.store(kind.into(), Ordering::Relaxed);
+}
 
 /// A context of keyring `default`, different for each `number` in generation, key ID and root.
 pub fn context(number: u8) -> WrapContext {
@@ -14,7 +23,7 @@ pub fn context(number: u8) -> WrapContext {
         key_id: KeyId::mint(&keyring, generation, [number; 16]),
         keyring,
         generation,
-        root_kind: RootKind::Pkcs11,
+        root_kind: ROOT_KIND.load(Ordering::Relaxed).into(),
         root_id: RootId::new(&[number; 16]).unwrap(),
     }
 }

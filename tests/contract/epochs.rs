@@ -31,7 +31,7 @@ fn no_mac(make: MakeRig) {
     assert!(matches!(&error, CustodyError::Unsupported { .. }), "{error:?}");
 }
 
-fn stable_and_different(rig: &Rig) {
+pub fn stable_and_different(rig: &Rig) {
     let mut custody = Custody::start(rig.settings(MechanismChoice::Auto));
     let all = [
         epoch("default", "edge-1", 1),
@@ -47,7 +47,9 @@ fn stable_and_different(rig: &Rig) {
         done(&custody, Request::CreateEpoch(epoch.clone()));
     }
     let mut keys: Vec<_> = all.iter().map(|epoch| derive(&custody, epoch).unwrap()).collect();
-    keys.extend(all.iter().map(|epoch| derive_for(&custody, epoch, EpochPurpose::OfflineCopy).unwrap()));
+    for purpose in [EpochPurpose::Audit, EpochPurpose::OfflineCopy] {
+        keys.extend(all.iter().map(|epoch| derive_for(&custody, epoch, purpose).unwrap()));
+    }
     for (index, key) in keys.iter().enumerate() {
         assert!(!keys[..index].contains(key), "two epochs or purposes give one key");
     }

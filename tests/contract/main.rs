@@ -1,4 +1,4 @@
-//! The contract that every custodian keeps: one suite, run on two independent PKCS#11 tokens with every mechanism.
+//! The contract that every custodian keeps: one suite, run on two independent PKCS#11 tokens and a TPM with every mechanism.
 //!
 //! Prints a report that names the tokens and what each negotiated. `cargo test --test contract -- WORD` runs the cases
 //! whose name holds the word.
@@ -10,6 +10,14 @@ mod keys;
 mod pins;
 #[path = "../support/mod.rs"]
 mod support;
+#[cfg(feature = "tpm")]
+mod tpm;
+#[cfg(feature = "tpm")]
+mod tpm_boot;
+#[cfg(feature = "tpm")]
+#[path = "../../crates/bench/src/tpm_proxy.rs"]
+#[allow(dead_code, reason = "the daemon's tests use the rest")]
+mod tpm_proxy;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -19,6 +27,8 @@ use keystead::custody::contract::{Answer, Request};
 use keystead::custody::settings::MechanismChoice;
 use support::custodian::{Custody, play_role};
 use support::rig::{MakeRig, Rig};
+#[cfg(feature = "tpm")]
+use support::swtpm;
 use support::{faulty, kryoptic, softhsm};
 
 /// Runs on a token of its own, with one mechanism.
@@ -37,10 +47,11 @@ fn main() -> ExitCode {
     play_role();
     support::inspect::play_role();
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    asking::test_roots_of(keystead_core::RootKind::Pkcs11);
     let mut suite = Suite { filter, passed: 0, failed: Vec::new() };
     for (token, make) in TOKENS {
         for (mechanism, choice) in MECHANISMS {
-            for (case, run) in keys::CASES {
+            for (case, run) in keys::CASES.iter().chain(keys::OBJECT_CASES) {
                 suite.run(&format!("{token}/{mechanism}/{case}"), || run(&make(&["keystead"]), choice));
             }
         }
@@ -50,6 +61,18 @@ fn main() -> ExitCode {
     }
     for (case, run) in faults::SOFTHSM_CASES {
         suite.run(&format!("softhsm/{case}"), || run(softhsm::rig));
+    }
+    #[cfg(feature = "tpm")]
+    {
+        asking::test_roots_of(keystead_core::RootKind::Tpm);
+        for (mechanism, choice) in &MECHANISMS[1..] {
+            for (case, run) in keys::CASES.iter().chain(tpm::KEY_CASES).chain(tpm_boot::KEY_CASES) {
+                suite.run(&format!("swtpm/{mechanism}/{case}"), || run(&swtpm::rig(&[]), *choice));
+            }
+        }
+        for (case, run) in tpm::CASES.iter().chain(tpm_boot::CASES) {
+            suite.run(&format!("swtpm/{case}"), || run(swtpm::rig));
+        }
     }
     faulty::clean_up();
     suite.report()
@@ -80,6 +103,8 @@ impl Suite {
         println!("\nCustodian contract: {} passed, {} failed", self.passed, self.failed.len());
         if self.filter.is_empty() {
             TOKENS.iter().for_each(|(_, make)| describe(*make));
+            #[cfg(feature = "tpm")]
+            describe(swtpm::rig);
         }
         self.failed.iter().for_each(|name| println!("  failed: {name}"));
         if self.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

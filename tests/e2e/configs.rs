@@ -19,15 +19,16 @@ fn every_example_loads_and_says_where_its_facts_come_from() {
         let first = source.text().lines().next().unwrap_or_default().to_owned();
         assert_eq!(settings.upstream.is_some(), name.starts_with("cloud-"), "{name}");
         // Only what the contract suite runs on may claim to be verified.
-        let verified = matches!(name.as_str(), "softhsm" | "kryoptic");
+        let verified = matches!(name.as_str(), "softhsm" | "kryoptic" | "swtpm");
         let claim = if verified { "# verified-on: " } else { "# from-vendor-docs: " };
         assert!(first.starts_with(claim) && first.len() > claim.len() + 10, "{name}: {first}");
         seen.push(name);
     }
     seen.sort();
     let tokens = ["aws-cloudhsm", "kryoptic", "luna", "nitrokey-hsm2", "softhsm", "utimaco", "yubihsm2"];
+    let tpms = ["swtpm", "tpm-discrete"];
     let clouds = ["cloud-alibaba", "cloud-aws", "cloud-ibm"];
-    let mut expected = [&tokens[..], &clouds].concat();
+    let mut expected = [&tokens[..], &tpms, &clouds].concat();
     expected.sort_unstable();
     assert_eq!(seen, expected);
 }

@@ -11,7 +11,11 @@ use crate::daemon::{Finished, Site, decrypt, encrypt, until_gone};
 
 #[tokio::test]
 async fn rotation_killed_at_every_failpoint_resumes_or_rolls_back() {
-    let site = Site::initialized("");
+    rotation_survives_every_kill(&Site::initialized("")).await;
+}
+
+/// On a site with a key.
+pub async fn rotation_survives_every_kill(site: &Site) {
     let mut sealed = Vec::new();
     let mut key_ids = HashSet::new();
     for name in failpoint::NAMES {
@@ -49,28 +53,34 @@ async fn rotation_killed_at_every_failpoint_resumes_or_rolls_back() {
 
 #[tokio::test]
 async fn init_killed_at_every_failpoint_can_be_run_again() {
-    // The others belong to a rotation of the daemon.
-    let of_init = failpoint::NAMES
-        .iter()
-        .filter(|name| !matches!(**name, "rotation.intent-written" | "rotation.verified" | "rotation.before-publish"));
-    for name in of_init {
-        let site = Site::bare("");
-        let mut init = site.command(["init", "--no-recovery"]);
-        let status = init.env("KEYSTEAD_KILL_AT", name).status().unwrap();
-        assert!(!status.success(), "{name} was never reached");
-        // Somebody may start the daemon first: it says what to do, and spoils nothing.
-        let finished = matches!(*name, "epoch.record-written" | "epoch.old-destroyed");
-        if !finished {
-            let daemon = site.spawn(&[]);
-            daemon.until("told to init", |status| status.reason.contains("keystead init")).await;
-            assert!(daemon.stop().success(), "{name}");
-        }
-        site.keystead(["init", "--no-recovery", "--if-needed"]).expect_success();
-        let daemon = site.serve().await;
-        let mut kms = daemon.kms().await;
-        let encrypted = encrypt(&mut kms, b"seed").await;
-        assert_eq!(decrypt(&mut kms, &encrypted).await.unwrap(), b"seed", "{name}");
+    for name in of_init() {
+        init_survives_a_kill(&Site::bare(""), name).await;
     }
+}
+
+/// Failpoints that `init` meets; the others belong to a rotation of the daemon.
+pub fn of_init() -> impl Iterator<Item = &'static str> {
+    let of_rotation = ["rotation.intent-written", "rotation.verified", "rotation.before-publish"];
+    failpoint::NAMES.iter().copied().filter(move |name| !of_rotation.contains(name))
+}
+
+/// On a site without a key.
+pub async fn init_survives_a_kill(site: &Site, name: &str) {
+    let mut init = site.command(["init", "--no-recovery"]);
+    let status = init.env("KEYSTEAD_KILL_AT", name).status().unwrap();
+    assert!(!status.success(), "{name} was never reached");
+    // Somebody may start the daemon first: it says what to do, and spoils nothing.
+    let finished = matches!(name, "epoch.record-written" | "epoch.old-destroyed");
+    if !finished {
+        let daemon = site.spawn(&[]);
+        daemon.until("told to init", |status| status.reason.contains("keystead init")).await;
+        assert!(daemon.stop().success(), "{name}");
+    }
+    site.keystead(["init", "--no-recovery", "--if-needed"]).expect_success();
+    let daemon = site.serve().await;
+    let mut kms = daemon.kms().await;
+    let encrypted = encrypt(&mut kms, b"seed").await;
+    assert_eq!(decrypt(&mut kms, &encrypted).await.unwrap(), b"seed", "{name}");
 }
 
 /// Copies of the store from the middle of `init` and of a rotation are worthless once it is through: nothing that they

@@ -3,6 +3,10 @@
 mod audit;
 mod authority;
 mod boot;
+#[cfg(feature = "tpm")]
+#[path = "../support/chip.rs"]
+#[allow(dead_code, reason = "the contract suite uses all of it")]
+mod chip;
 mod clients;
 mod clock;
 mod cloud;
@@ -35,4 +39,10 @@ mod shim;
 mod sockets;
 mod stale;
 mod token;
+#[cfg(feature = "tpm")]
+mod tpm;
+#[cfg(feature = "tpm")]
+#[path = "../../crates/bench/src/tpm_proxy.rs"]
+#[allow(dead_code, reason = "the contract suite uses the rest")]
+mod tpm_proxy;
 mod users;

@@ -72,6 +72,21 @@ fn quickstart_serves_until_stopped_and_keeps_its_key() {
     assert_eq!(quickstart.shell("keystead kms status --output json").expect_success(), rotated);
 }
 
+#[cfg(feature = "tpm")]
+#[test]
+fn quickstart_serves_from_a_software_tpm_and_keeps_its_key() {
+    let quickstart = Quickstart::new();
+    let first = quickstart.run("start --custody tpm").expect_success();
+    assert!(first.contains("gave the plaintext back") && first.contains("The TPM is ready"), "{first}");
+    quickstart.shell("keystead key rotate --yes && keystead token list && keystead tpm info").expect_success();
+    let key_id = quickstart.shell("keystead kms status --output json").expect_success();
+    quickstart.run("start --custody softhsm").expect_failure(1);
+    quickstart.run("stop").expect_success();
+    // Without saying it again.
+    quickstart.run("start").expect_success();
+    assert_eq!(quickstart.shell("keystead kms status --output json").expect_success(), key_id);
+}
+
 #[test]
 fn quickstart_of_the_cloud_profile_tells_the_whole_story_and_leaves_scripts_that_act_on_it() {
     let quickstart = Quickstart::new();

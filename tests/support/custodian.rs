@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use keystead::custody::client::CustodyClient;
 use keystead::custody::contract::{Answer, CustodyError, ProcessReport, Request};
-use keystead::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
+use keystead::custody::settings::{
+    BootPolicy, CustodySettings, MechanismChoice, PinSource, TokenSelector, TpmSettings,
+};
 use keystead::custody::worker;
 use serde_json::{Value, json};
 
@@ -125,6 +127,10 @@ fn to_json(settings: &CustodySettings) -> Value {
     json!({
         "module": settings.module, "label": label, "pin": pin, "mechanism": mechanism,
         "sessions": settings.sessions, "queue": settings.queue, "latch": settings.latch_folder,
+        "signer": settings.tpm.as_ref().and_then(|tpm| tpm.boot.as_ref()).map(|boot| &boot.signer),
+        "series": settings.tpm.as_ref().and_then(|tpm| tpm.boot.as_ref()).map(|boot| boot.series),
+        "approvals": settings.tpm.as_ref().map(|tpm| &tpm.approvals),
+        "tcti": settings.tpm.as_ref().map(|tpm| &tpm.tcti),
     })
 }
 
@@ -147,5 +153,15 @@ fn from_json(value: &Value) -> CustodySettings {
         timeout: Duration::ZERO,
         environment: BTreeMap::new(),
         latch_folder: text("latch").into(),
+        tpm: value["tcti"].as_str().map(|tcti| TpmSettings {
+            tcti: tcti.to_owned(),
+            auth: PinSource::File(text("pin").into()),
+            approvals: text("approvals").into(),
+            boot: value["signer"].as_str().map(|signer| BootPolicy {
+                pcrs: vec![16],
+                signer: signer.into(),
+                series: number("series") as u64,
+            }),
+        }),
     }
 }

@@ -28,7 +28,15 @@ pub fn rig(labels: &[&str]) -> Rig {
     let mut util_environment = environment.clone();
     util_environment.insert("SOFTHSM2_CONF".to_owned(), util.display().to_string());
     labels.iter().for_each(|label| init_token(&module, &util_environment, label));
-    let rig = Rig { name: "Kryoptic", module, environment, label: labels[0].to_owned(), folder };
+    let rig = Rig {
+        name: "Kryoptic",
+        module,
+        environment,
+        label: labels[0].to_owned(),
+        folder,
+        #[cfg(feature = "tpm")]
+        tpm: None,
+    };
     rig.write_pin(PIN);
     rig
 }

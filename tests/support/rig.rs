@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use keystead::config::{Settings, Site, Source};
 use keystead::custody::settings::{CustodySettings, MechanismChoice, PinSource, TokenSelector};
+use keystead_core::RootKind;
 use tempfile::TempDir;
 
 /// Of tokens that live as long as a test: no secret.
@@ -18,6 +19,9 @@ pub struct Rig {
     pub module: PathBuf,
     pub environment: BTreeMap<String, String>,
     pub label: String,
+    /// A TPM, in place of module and label. It ends before its folder goes.
+    #[cfg(feature = "tpm")]
+    pub tpm: Option<super::chip::Swtpm>,
     pub folder: TempDir,
 }
 
@@ -25,6 +29,15 @@ pub struct Rig {
 pub type MakeRig = fn(labels: &[&str]) -> Rig;
 
 impl Rig {
+    /// Kind of the roots that it makes; a TPM's CMKs live in their wraps.
+    pub fn root_kind(&self) -> RootKind {
+        #[cfg(feature = "tpm")]
+        if self.tpm.is_some() {
+            return RootKind::Tpm;
+        }
+        RootKind::Pkcs11
+    }
+
     pub fn pin_file(&self) -> PathBuf {
         self.folder.path().join("pin")
     }
@@ -54,6 +67,8 @@ impl Rig {
             timeout: Duration::from_secs(30),
             environment: self.environment.clone(),
             latch_folder: self.folder.path().to_owned(),
+            #[cfg(feature = "tpm")]
+            tpm: self.tpm.as_ref().map(|_| self.tpm_settings()),
             ..shipped
         }
     }

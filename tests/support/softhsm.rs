@@ -17,7 +17,15 @@ pub fn rig(labels: &[&str]) -> Rig {
     let environment = BTreeMap::from([("SOFTHSM2_CONF".to_owned(), configuration.display().to_string())]);
     let module = module();
     labels.iter().for_each(|label| init_token(&module, &environment, label));
-    let rig = Rig { name: "SoftHSM", module, environment, label: labels[0].to_owned(), folder };
+    let rig = Rig {
+        name: "SoftHSM",
+        module,
+        environment,
+        label: labels[0].to_owned(),
+        folder,
+        #[cfg(feature = "tpm")]
+        tpm: None,
+    };
     rig.write_pin(PIN);
     rig
 }

@@ -175,6 +175,36 @@ def open_oaep(case):
     return committed(case, gcm_open(key, bytes(12), sealed, wrap_context(case)))
 
 
+def open_tpm(case):
+    wrap, at, halves = bytes.fromhex(case["wrap"]), 1, []
+    need(wrap and wrap[0] in (4, 5), "not a wrap of a TPM")
+    for _ in ("public", "private"):
+        need(len(wrap) >= at + 2, "cut")
+        (length,) = struct.unpack(">H", wrap[at : at + 2])
+        need(1 <= length <= 512 and len(wrap) >= at + 2 + length, "a wrong length")
+        halves.append(wrap[at + 2 : at + 2 + length])
+        at += 2 + length
+    public, rest = halves[0], wrap[at:]
+    # TPMT_PUBLIC: type, SHA-256, fixedTPM fixedParent sensitiveDataOrigin userWithAuth noDA decrypt, no policy.
+    need(public[2:10] == bytes.fromhex("000b000204720000"), "another kind of key")
+    if wrap[0] == 5:
+        need(len(rest) == 256 and public[:2] == b"\x00\x01", "not an RSA-2048 key")
+        message = bytes.fromhex(case["message"])
+        if "private_key_pkcs8" in case:
+            key = serialization.load_der_private_key(bytes.fromhex(case["private_key_pkcs8"]), None)
+            need(public.endswith(key.public_key().public_numbers().n.to_bytes(256, "big")), "another key")
+            oaep = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
+            need(key.decrypt(rest, oaep) == message, "another message")
+        need(message[32:] == hashlib.sha256(wrap_context(case)).digest(), "another context")
+        return committed(case, message[:32])
+    need(len(rest) == 113 and public[:2] == b"\x00\x23", "not a P-256 key")
+    recipient = b"\x04" + public[20:52] + public[54:86]
+    need(recipient.hex() == case["public_key"], "another key")
+    dh = ecdh(bytes.fromhex(case["private_key"]), rest[:65])
+    key, nonce = hpke_schedule(dh, rest[:65], recipient, wrap_context(case), 2)
+    return committed(case, gcm_open(key, nonce, rest[65:], b""))
+
+
 def decode_annotation(case):
     data = bytes.fromhex(case["annotation"])
     need(len(data) <= 1024, "too long")
@@ -197,7 +227,7 @@ def decode_annotation(case):
     read = {"key_id": name, "commitment": take(32).hex(), "wraps": []}
     for _ in range(take(1)[0]):
         kind, root_id, wrap = take(1)[0], take_sized(), take_sized()
-        need(1 <= len(root_id) <= 64 and len(wrap) <= 640, "a wrong length")
+        need(1 <= len(root_id) <= 64 and len(wrap) <= 896, "a wrong length")
         read["wraps"].append({"root_kind": kind, "root_id": root_id.hex(), "wrap": wrap.hex()})
     need(not data, "bytes left over")
     return read
@@ -351,6 +381,7 @@ FILES = {
     "wrap-aes-gcm.json": (good_wrap(open_aes_gcm), open_aes_gcm),
     "wrap-hpke-p256.json": (good_hpke, open_hpke),
     "wrap-rsa-oaep.json": (good_oaep, open_oaep),
+    "wrap-tpm.json": (good_wrap(open_tpm), open_tpm),
 }
 
 # Records with a right tag whose content only Keystead's own rules refuse.

@@ -16,7 +16,8 @@ use crate::load::{self, Call, Sealed, Stretch, Target};
 use crate::procfs::Memory;
 use crate::report::{Binary, Burst, Cell, Machine, Options, Report, Start, Step};
 use crate::stats;
-use crate::subject::{Daemon, Echo, Installation};
+use crate::subject::{Custody, Daemon, Echo, Installation};
+use crate::tpm_proxy::Proxy;
 
 const CONCURRENCIES: [usize; 3] = [1, 8, 64];
 /// Callers where concurrency is not what is asked.
@@ -51,6 +52,12 @@ pub struct RunArgs {
     /// SoftHSM's module [default: the first of the usual places that exists]
     #[arg(long)]
     module: Option<PathBuf>,
+    /// Measure on the TPM that is reached so, as swtpm:host=127.0.0.1,port=2321, in place of SoftHSM; it is provisioned
+    #[arg(long, conflicts_with = "module")]
+    tcti: Option<String>,
+    /// Milliseconds that each command of the TPM takes longer; for a software TPM
+    #[arg(long, value_name = "MS", requires = "tcti")]
+    tpm_latency: Option<u64>,
     /// scripts/rigs/cloud: the stub of a cloud, for the measurement `outage` [default: that is left out]
     #[arg(long, value_name = "SCRIPT")]
     cloud_rig: Option<PathBuf>,
@@ -195,10 +202,8 @@ async fn measure_daemon(args: &RunArgs, plan: &Plan, dir: &Path, report: &mut Re
     if plan.wants(Measurement::Size) {
         report.binary = note(&mut report.failures, "size", binary(&keystead));
     }
-    let module = args.module.clone().or_else(softhsm).ok_or_else(|| {
-        Failure::Unusable("SoftHSM's module is in none of the usual places; install softhsm2 or give --module".into())
-    })?;
-    let installation = Installation::new(&keystead, &module, dir, "").await?;
+    let custody = custody(args)?;
+    let installation = Installation::new(&keystead, &custody, dir, "").await?;
 
     let daemon = installation.start().await?;
     let sealed = load::seal(&daemon.connection, SEALED, CALLERS).await?;
@@ -227,18 +232,30 @@ async fn measure_daemon(args: &RunArgs, plan: &Plan, dir: &Path, report: &mut Re
         note(&mut report.failures, "generations", done);
     }
     if let Some(rig) = args.cloud_rig.as_ref().filter(|_| plan.wants(Measurement::Outage)) {
-        let found = outage(rig, &keystead, &module, plan, dir).await;
+        let found = outage(rig, &keystead, &custody, plan, dir).await;
         report.outage = note(&mut report.failures, "outage", found).unwrap_or_default();
     }
     echo.stop().await
 }
 
+fn custody(args: &RunArgs) -> Result<Custody, Failure> {
+    if let Some(tcti) = &args.tcti {
+        let Some(latency) = args.tpm_latency else { return Ok(Custody::Tpm { tcti: tcti.clone() }) };
+        let proxy = Proxy::start(tcti, Duration::from_millis(latency)).doing(|| "put a proxy before the TPM".into())?;
+        return Ok(Custody::Tpm { tcti: proxy.tcti });
+    }
+    let module = args.module.clone().or_else(softhsm).ok_or_else(|| {
+        Failure::Unusable("SoftHSM's module is in none of the usual places; install softhsm2 or give --module".into())
+    })?;
+    Ok(Custody::SoftHsm { module })
+}
+
 /// Throughput of a daemon whose key is in a cloud that has become a black hole. Its echo server answers as many bytes.
-async fn outage(rig: &Path, keystead: &Path, module: &Path, plan: &Plan, dir: &Path) -> Result<Vec<Cell>, Failure> {
+async fn outage(rig: &Path, keystead: &Path, custody: &Custody, plan: &Plan, dir: &Path) -> Result<Vec<Cell>, Failure> {
     let dir = dir.join("outage");
     std::fs::create_dir(&dir).doing(|| format!("make {}", dir.display()))?;
     let cloud = Cloud::start(rig, &dir).await?;
-    let installation = Installation::new(keystead, module, &dir, &cloud.table()?).await?;
+    let installation = Installation::new(keystead, custody, &dir, &cloud.table()?).await?;
     let daemon = installation.start().await?;
     let sealed = load::seal(&daemon.connection, SEALED, CALLERS).await?;
     let echo = Echo::start(&dir, "echo", plan.workers, &lengths(&sealed)?).await?;

@@ -73,6 +73,12 @@ pub struct Installation {
     metrics: SocketAddr,
 }
 
+/// What holds the CMKs of an [`Installation`].
+pub enum Custody {
+    SoftHsm { module: PathBuf },
+    Tpm { tcti: String },
+}
+
 /// A running daemon of an [`Installation`].
 pub struct Daemon<'a> {
     installation: &'a Installation,
@@ -93,16 +99,19 @@ pub struct Counts {
 }
 
 impl Installation {
-    /// Makes a token, a configuration and a keyring without a recovery root in `dir`, which must be private. `upstream` is
-    /// the cloud profile's table.
-    pub async fn new(keystead: &Path, module: &Path, dir: &Path, upstream: &str) -> Result<Self, Failure> {
+    /// Makes a token or provisions a TPM, and makes a configuration and a keyring without a recovery root in `dir`, which
+    /// must be private. `upstream` is the cloud profile's table.
+    pub async fn new(keystead: &Path, custody: &Custody, dir: &Path, upstream: &str) -> Result<Self, Failure> {
         let installation =
             Self { keystead: keystead.to_owned(), dir: dir.to_owned(), metrics: free_loopback_address()? };
         for folder in ["tokens", "store", "run"] {
             installation.make_dir(folder)?;
         }
-        installation.make_token(module).await?;
-        installation.write("config.toml", &(installation.configuration(module) + upstream))?;
+        installation.write("config.toml", &(installation.configuration(custody) + upstream))?;
+        match custody {
+            Custody::SoftHsm { module } => installation.make_token(module).await?,
+            Custody::Tpm { .. } => drop(installation.keystead(&["tpm", "provision"]).await?),
+        }
         installation.keystead(&["init", "--no-recovery"]).await?;
         Ok(installation)
     }
@@ -125,17 +134,21 @@ impl Installation {
         child::output(&mut command, COMMAND_LIMIT).await.map(drop)
     }
 
-    fn configuration(&self, module: &Path) -> String {
+    fn configuration(&self, custody: &Custody) -> String {
         let dir = self.dir.display();
+        let custody = match custody {
+            Custody::SoftHsm { module } => format!(
+                "kind = 'pkcs11'\nmodule = '{}'\ntoken_label = 'bench'\npin_file = '{dir}/pin'\nenvironment = {{ \
+                 SOFTHSM2_CONF = '{dir}/softhsm2.conf' }}",
+                module.display()
+            ),
+            Custody::Tpm { tcti } => format!("kind = 'tpm'\ntcti = '{tcti}'\nauth_file = '{dir}/tpm-auth'"),
+        };
         format!(
             "keyring = 'bench'\n\
              node = 'bench-1'\n\
              [custody]\n\
-             kind = 'pkcs11'\n\
-             module = '{module}'\n\
-             token_label = 'bench'\n\
-             pin_file = '{dir}/pin'\n\
-             environment = {{ SOFTHSM2_CONF = '{dir}/softhsm2.conf' }}\n\
+             {custody}\n\
              [store]\n\
              path = '{dir}/store'\n\
              [kms]\n\
@@ -144,7 +157,6 @@ impl Installation {
              socket = '{dir}/run/admin.sock'\n\
              [metrics]\n\
              listen = '{metrics}'\n",
-            module = module.display(),
             metrics = self.metrics,
         )
     }

@@ -152,9 +152,9 @@ impl Keyring {
         }
     }
 
-    /// What a new KEK of the rotation under way is bound to in custody.
-    pub fn wrap_context(&self, intent: &RotationIntent) -> WrapContext {
-        self.wrap_context_under(intent, RootKind::Pkcs11, intent.root_id.clone())
+    /// What a new KEK of the rotation under way is bound to in custody, whose roots are of kind `custody`.
+    pub fn wrap_context(&self, intent: &RotationIntent, custody: RootKind) -> WrapContext {
+        self.wrap_context_under(intent, custody, intent.root_id.clone())
     }
 
     /// What a new KEK of the rotation under way is bound to under one root.

@@ -8,15 +8,16 @@ use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use hkdf::Hkdf;
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::hex;
 use crate::id::{RootId, RootKind};
 use crate::secret::Kek;
 
-/// Longest wrap read or written: an RSA-4096 OAEP wrap is 564 bytes; an annotation has 1 KiB for all of them.
-pub const MAX_WRAP_LEN: usize = 640;
+/// Longest wrap read or written: one by an RSA key of a TPM is about 800 bytes, an RSA-4096 OAEP wrap 564; an annotation
+/// has 1 KiB for all of them.
+pub const MAX_WRAP_LEN: usize = 896;
 
 /// A KEK under one root. The bytes of a kind or construction unknown here are kept as they are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +39,21 @@ pub enum Construction {
     /// `0x03 ‖ hash ‖ u16 len ‖ OAEP block ‖ ciphertext (32) ‖ tag (16)`: the OAEP block holds a fresh 32-byte key under which the
     /// KEK is sealed with the context as additional data. Tokens differ in OAEP labels; this binds the same on all.
     RsaOaep { hash: OaepHash, block: Vec<u8>, sealed: [u8; 48] },
+    /// `0x04 ‖ TPM2B_PUBLIC ‖ TPM2B_PRIVATE ‖ encapsulated key (65) ‖ ciphertext (32) ‖ tag (16)`: as [`Self::HpkeP256`], to a P-256
+    /// key of a TPM, whose two halves travel with the wrap: a TPM keeps no keys but those it is given.
+    TpmEcdh { key: TpmKey, encapsulated: [u8; 65], sealed: [u8; 48] },
+    /// `0x05 ‖ TPM2B_PUBLIC ‖ TPM2B_PRIVATE ‖ OAEP block (256)`: to an RSA-2048 key of a TPM without ECC. The block (SHA-256) holds
+    /// [`oaep_message`]; a key in between, as in [`Self::RsaOaep`], would not fit an annotation beside the halves.
+    TpmRsaOaep { key: TpmKey, block: Box<[u8; 256]> },
+}
+
+/// A key of a TPM as `TPM2_Create` gave it out, without the length fields. Only that TPM can load it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TpmKey {
+    /// `TPMT_PUBLIC`
+    pub public: Vec<u8>,
+    /// The encrypted private half.
+    pub private: Vec<u8>,
 }
 
 /// Hash and MGF1 hash of an OAEP block; SHA-1 where the token knows no other (it does not weaken OAEP's proof).
@@ -62,6 +78,8 @@ impl Construction {
     const AES_GCM: u8 = 1;
     const HPKE_P256: u8 = 2;
     const RSA_OAEP: u8 = 3;
+    const TPM_ECDH: u8 = 4;
+    const TPM_RSA_OAEP: u8 = 5;
 
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -85,6 +103,17 @@ impl Construction {
                 bytes.extend_from_slice(&(block.len() as u16).to_be_bytes());
                 bytes.extend_from_slice(block);
                 bytes.extend_from_slice(sealed);
+            }
+            Self::TpmEcdh { key, encapsulated, sealed } => {
+                bytes.push(Self::TPM_ECDH);
+                key.append_to(&mut bytes);
+                bytes.extend_from_slice(encapsulated);
+                bytes.extend_from_slice(sealed);
+            }
+            Self::TpmRsaOaep { key, block } => {
+                bytes.push(Self::TPM_RSA_OAEP);
+                key.append_to(&mut bytes);
+                bytes.extend_from_slice(block.as_slice());
             }
         }
         bytes
@@ -117,13 +146,70 @@ impl Construction {
                 }
                 Ok(Self::RsaOaep { hash, block: block.to_vec(), sealed: exact(sealed)? })
             }
+            Self::TPM_ECDH => {
+                let (key, rest) = TpmKey::take(rest)?;
+                let (encapsulated, sealed) = rest.split_first_chunk().ok_or(WrapError::Malformed)?;
+                Ok(Self::TpmEcdh { key, encapsulated: *encapsulated, sealed: exact(sealed)? })
+            }
+            Self::TPM_RSA_OAEP => {
+                let (key, block) = TpmKey::take(rest)?;
+                let block = block.try_into().map_err(|_| WrapError::Malformed)?;
+                Ok(Self::TpmRsaOaep { key, block: Box::new(block) })
+            }
             unknown => Err(WrapError::UnknownConstruction(unknown)),
         }
     }
 }
 
+impl TpmKey {
+    /// Longest half: an RSA-2048 one has about 320 bytes.
+    const MAX_HALF: usize = 512;
+
+    fn append_to(&self, bytes: &mut Vec<u8>) {
+        for half in [&self.public, &self.private] {
+            bytes.extend_from_slice(&(half.len() as u16).to_be_bytes());
+            bytes.extend_from_slice(half);
+        }
+    }
+
+    fn take(bytes: &[u8]) -> Result<(Self, &[u8]), WrapError> {
+        fn half(bytes: &[u8]) -> Result<(&[u8], &[u8]), WrapError> {
+            let (len, rest) = bytes.split_first_chunk().ok_or(WrapError::Malformed)?;
+            let len = usize::from(u16::from_be_bytes(*len));
+            if !(1..=TpmKey::MAX_HALF).contains(&len) {
+                return Err(WrapError::Malformed);
+            }
+            rest.split_at_checked(len).ok_or(WrapError::Malformed)
+        }
+        let (public, rest) = half(bytes)?;
+        let (private, rest) = half(rest)?;
+        Ok((Self { public: public.to_vec(), private: private.to_vec() }, rest))
+    }
+}
+
 fn exact(bytes: &[u8]) -> Result<[u8; 48], WrapError> {
     bytes.try_into().map_err(|_| WrapError::Malformed)
+}
+
+/// What the OAEP block of a TPM's RSA key holds: `KEK ‖ SHA-256(context)`. OAEP cannot be changed without breaking it, so the
+/// digest binds the context.
+pub fn oaep_message(context: &[u8], kek: &Kek) -> Zeroizing<[u8; 64]> {
+    let mut message = Zeroizing::new([0; 64]);
+    message[..32].copy_from_slice(kek.expose());
+    message[32..].copy_from_slice(&Sha256::digest(context));
+    message
+}
+
+/// # Errors
+/// [`WrapError::NotAuthentic`].
+pub fn open_oaep_message(message: &[u8], context: &[u8]) -> Result<Kek, WrapError> {
+    let (kek, digest) = message.split_at_checked(32).ok_or(WrapError::NotAuthentic)?;
+    if digest != Sha256::digest(context).as_slice() {
+        return Err(WrapError::NotAuthentic);
+    }
+    let mut bytes = Zeroizing::new([0; 32]);
+    bytes.copy_from_slice(kek);
+    Ok(Kek::take(&mut bytes))
 }
 
 /// Label of the key that seals a KEK inside an OAEP wrap.

@@ -5,7 +5,7 @@ use keystead_wire::admin::v1::Custody;
 
 use super::finding::Finding;
 use super::scene::Scene;
-use crate::custody::pkcs11::rejected_by;
+use crate::custody::rejected_by;
 
 struct Facts {
     custody: Option<Custody>,
@@ -43,9 +43,9 @@ fn offline(facts: &Facts) -> Vec<Finding> {
         vec![Finding::unchecked("custody.state", "token, login and mechanism are known to the daemon only", next)];
     match &facts.rejected_by {
         Ok(serials) => findings.extend(serials.iter().map(|serial| {
-            let what = format!("token {serial} has rejected a PIN, and has taken none since");
-            let why = "that PIN is not tried again, so that the token does not lock: with it the daemon starts sealed";
-            Finding::warning("custody.pin-rejected", what, why, "make sure that the right PIN is there before starting")
+            let what = format!("token {serial} has rejected a PIN or auth value, and has taken none since");
+            let why = "it is not tried again, so that the token does not lock: with it the daemon starts sealed";
+            Finding::warning("custody.pin-rejected", what, why, "make sure that the right one is there before starting")
         })),
         Err(error) => {
             let what = format!("whether a PIN was rejected could not be looked up: {error}");
@@ -113,6 +113,21 @@ fn fault(custody: &Custody) -> Finding {
             "one more wrong PIN locks the token: it is not tried",
             "log in once by hand with the right PIN, to reset the count",
         ),
+        "auth-rejected" => critical(
+            "custody.auth-rejected",
+            "it was tried once and is not tried again: this is not the auth file that the TPM was provisioned with",
+            "put the right auth file, or credential, back (docs/custody-tpm.md)",
+        ),
+        "boot-not-approved" => critical(
+            "custody.boot-not-approved",
+            "the TPM opens the keys after an approved boot only",
+            "`keystead tpm preview` says what changed; approve this boot off the box, or boot what was approved",
+        ),
+        "tpm-unreachable" => critical(
+            "custody.tpm",
+            LAST_COPY,
+            "mend custody.tcti or the device's permissions; `keystead tpm info` looks, too",
+        ),
         "pin-unreadable" => critical(
             "custody.pin-unreadable",
             "without the PIN there is no login",
@@ -177,6 +192,9 @@ mod tests {
             ("pin-locked", "custody.pin-locked", Critical),
             ("pin-final-try", "custody.pin-final-try", Critical),
             ("pin-unreadable", "custody.pin-unreadable", Critical),
+            ("auth-rejected", "custody.auth-rejected", Critical),
+            ("boot-not-approved", "custody.boot-not-approved", Critical),
+            ("tpm-unreachable", "custody.tpm", Critical),
             ("token-missing", "custody.token", Critical),
             ("token-older", "custody.token", Critical),
             ("module-unusable", "custody.module", Critical),

@@ -1,5 +1,5 @@
-//! The files that the configuration names: itself, the module and what its environment points to, the PIN. Metadata only:
-//! the PIN is not read.
+//! The files that the configuration names: itself, the module and what its environment points to, or the TPM's device, and
+//! the PIN or auth value. Metadata only: neither is read.
 
 use std::path::{Path, PathBuf};
 
@@ -12,12 +12,41 @@ use crate::custody::settings::PinSource;
 
 struct Facts<'a> {
     configuration: Option<(&'a Path, Look<Entry>)>,
-    module: (&'a Path, Look<Entry>),
+    device: Device<'a>,
     /// Variables of the module's process that hold a path to nothing.
     dangling: Vec<(&'a str, &'a str)>,
     pin: Pin,
+    secret: &'static Secret,
     user: Option<User>,
 }
+
+enum Device<'a> {
+    Module(&'a Path, Look<Entry>),
+    Tpm(&'a Path, Look<Entry>),
+    /// A TPM that is reached through another program.
+    Elsewhere(&'a str),
+}
+
+/// What the device asks for, by the kind of custody.
+struct Secret {
+    name: &'static str,
+    missing: &'static str,
+    remedy: &'static str,
+    default: &'static str,
+}
+
+const PIN: Secret = Secret {
+    name: "PIN",
+    missing: "without the PIN there is no login: the next start of daemon or custodian does not get at the keys",
+    remedy: "write the token's user PIN into it, mode 0400",
+    default: "/etc/keystead/pin",
+};
+const AUTH: Secret = Secret {
+    name: "auth",
+    missing: "without the auth value the TPM opens nothing: the next start of daemon or custodian does not get at the keys",
+    remedy: "put its backup back; on a TPM without keys, `keystead tpm provision` makes one",
+    default: "/etc/keystead/tpm-auth",
+};
 
 enum Pin {
     File(PathBuf, Look<Entry>),
@@ -38,7 +67,8 @@ enum Origin {
     File(PathBuf, Look<Entry>),
 }
 
-const AT_THE_KEY: &str = "whoever may change it decides what code runs beside the PIN and what the daemon believes";
+const AT_THE_KEY: &str =
+    "whoever may change it decides what code runs beside the device's secret and what the daemon believes";
 
 pub fn check(scene: &Scene<'_>) -> Vec<Finding> {
     let custody = &scene.settings.custody;
@@ -48,7 +78,14 @@ pub fn check(scene: &Scene<'_>) -> Vec<Finding> {
     };
     judge(&Facts {
         configuration: scene.config_file.map(|file| (file, look::at(file))),
-        module: (&custody.module, look::at(&custody.module)),
+        device: match &custody.tpm {
+            None => Device::Module(&custody.module, look::at(&custody.module)),
+            Some(tpm) => match tpm.tcti.strip_prefix("device:") {
+                Some(path) => Device::Tpm(Path::new(path), look::at(Path::new(path))),
+                None => Device::Elsewhere(&tpm.tcti),
+            },
+        },
+        secret: if custody.tpm.is_some() { &AUTH } else { &PIN },
         dangling: custody.environment.iter().filter_map(dangling).collect(),
         pin: match &custody.pin {
             PinSource::File(file) => Pin::File(file.clone(), look::at(file)),
@@ -87,7 +124,11 @@ fn judge(facts: &Facts<'_>) -> Vec<Finding> {
     if let Some((file, Look::Found(entry))) = &facts.configuration {
         findings.extend(guarded("files.configuration", file, entry, facts.user));
     }
-    findings.push(module(facts));
+    findings.push(match &facts.device {
+        Device::Module(path, entry) => module(path, entry, facts.user),
+        Device::Tpm(path, entry) => tpm(path, entry),
+        Device::Elsewhere(tcti) => Finding::ok("files.tpm", format!("the TPM is reached as {tcti}")),
+    });
     for (name, value) in &facts.dangling {
         let what = format!("custody.environment sets {name} to {value}, which does not exist");
         let why = "the usual reason for a module that shows no token";
@@ -99,8 +140,8 @@ fn judge(facts: &Facts<'_>) -> Vec<Finding> {
         ));
     }
     findings.push(match &facts.pin {
-        Pin::File(file, entry) => pin(file, entry),
-        Pin::Credential { name, origin } => credential(name, origin),
+        Pin::File(file, entry) => pin(facts.secret, file, entry),
+        Pin::Credential { name, origin } => credential(facts.secret, name, origin),
     });
     findings
 }
@@ -117,8 +158,23 @@ fn guarded(id: &'static str, file: &Path, entry: &Entry, user: Option<User>) -> 
     })
 }
 
-fn module(facts: &Facts<'_>) -> Finding {
-    let (path, entry) = &facts.module;
+fn tpm(path: &Path, entry: &Look<Entry>) -> Finding {
+    let shown = path.display();
+    match entry {
+        Look::Found(_) => Finding::ok("files.tpm", format!("TPM {shown}")),
+        Look::Missing => {
+            let why = "without it there are no keys, and the next start does not serve";
+            let next = "enable the TPM in the firmware setup, or set custody.tcti";
+            Finding::critical("files.tpm", format!("{shown} does not exist"), why, next)
+        }
+        Look::Forbidden => {
+            Finding::unchecked("files.tpm", format!("{shown} is not open to this user"), "run it as root")
+        }
+        Look::Failed(error) => Finding::unchecked("files.tpm", format!("{shown}: {error}"), "run it as root"),
+    }
+}
+
+fn module(path: &Path, entry: &Look<Entry>, user: Option<User>) -> Finding {
     let shown = path.display();
     let no_token = "without it there is no token, and the next start does not serve";
     match entry {
@@ -128,7 +184,7 @@ fn module(facts: &Facts<'_>) -> Finding {
             no_token,
             "set custody.module to the vendor's PKCS#11 module",
         ),
-        Look::Found(entry) => guarded("files.module", path, entry, facts.user)
+        Look::Found(entry) => guarded("files.module", path, entry, user)
             .unwrap_or_else(|| Finding::ok("files.module", format!("PKCS#11 module {shown}"))),
         Look::Missing => {
             let next = "install the vendor's module (SoftHSM: `apt install softhsm2`), or set custody.module";
@@ -141,68 +197,51 @@ fn module(facts: &Facts<'_>) -> Finding {
     }
 }
 
-const NO_PIN: &str =
-    "without the PIN there is no login: the next start of daemon or custodian does not get at the keys";
-
-fn pin(file: &Path, entry: &Look<Entry>) -> Finding {
+fn pin(secret: &Secret, file: &Path, entry: &Look<Entry>) -> Finding {
     let shown = file.display();
+    let Secret { name, missing, remedy, .. } = secret;
     let id = "files.pin";
     match entry {
-        Look::Missing => Finding::critical(
-            id,
-            format!("the PIN file {shown} does not exist"),
-            NO_PIN,
-            format!("write the token's user PIN into {shown}, mode 0400"),
-        ),
+        Look::Missing => Finding::critical(id, format!("the {name} file {shown} does not exist"), missing, *remedy),
         Look::Forbidden => {
-            Finding::unchecked(id, format!("the PIN file {shown} is not open to this user"), "run it as root")
+            Finding::unchecked(id, format!("the {name} file {shown} is not open to this user"), "run it as root")
         }
         Look::Failed(error) => Finding::unchecked(id, format!("{shown}: {error}"), "run it as root"),
-        Look::Found(entry) if entry.kind != Kind::File => Finding::critical(
-            id,
-            format!("the PIN file {shown} is not a file"),
-            NO_PIN,
-            "write the PIN into a regular file",
-        ),
-        Look::Found(entry) if entry.size == 0 => Finding::critical(
-            id,
-            format!("the PIN file {shown} is empty"),
-            NO_PIN,
-            "write the token's user PIN into it",
-        ),
+        Look::Found(entry) if entry.kind != Kind::File => {
+            Finding::critical(id, format!("the {name} file {shown} is not a file"), missing, *remedy)
+        }
+        Look::Found(entry) if entry.size == 0 => {
+            Finding::critical(id, format!("the {name} file {shown} is empty"), missing, *remedy)
+        }
         // What the custodian accepts at most: 0640.
         Look::Found(entry) if entry.mode & 0o037 != 0 => {
-            let what = format!("the PIN file {shown} has mode {}", show_mode(entry.mode & 0o777));
+            let what = format!("the {name} file {shown} has mode {}", show_mode(entry.mode & 0o777));
             let why =
-                "the custodian refuses a PIN that others may read or change, and whoever has read it has the token";
-            Finding::critical(id, what, why, format!("`chmod 0400 {shown}`, and change the PIN if others had access"))
+                "the custodian refuses one that others may read or change, and whoever has read it can use the device";
+            Finding::critical(id, what, why, format!("`chmod 0400 {shown}`, and change it if others had access"))
         }
-        Look::Found(entry) => Finding::ok(id, format!("PIN file {shown}, mode {}", show_mode(entry.mode & 0o777))),
+        Look::Found(entry) => Finding::ok(id, format!("{name} file {shown}, mode {}", show_mode(entry.mode & 0o777))),
     }
 }
 
-fn credential(name: &str, origin: &Origin) -> Finding {
+fn credential(secret: &Secret, name: &str, origin: &Origin) -> Finding {
     let id = "files.pin";
+    let Secret { name: kind, missing, default, .. } = secret;
     match origin {
         Origin::NoUnit => Finding::unchecked(
             id,
-            format!("the PIN comes as credential {name}; there is no unit keystead.service"),
+            format!("the {kind} comes as credential {name}; there is no unit keystead.service"),
             "look into whatever starts the daemon",
         ),
         Origin::Unnamed => {
             let what = format!("keystead.service hands over no credential {name}");
-            Finding::critical(
-                id,
-                what,
-                NO_PIN,
-                format!("`systemctl edit keystead`: LoadCredential={name}:/etc/keystead/pin"),
-            )
+            Finding::critical(id, what, missing, format!("`systemctl edit keystead`: LoadCredential={name}:{default}"))
         }
-        Origin::Inherent => Finding::ok(id, format!("the PIN is credential {name} of keystead.service")),
+        Origin::Inherent => Finding::ok(id, format!("the {kind} is credential {name} of keystead.service")),
         Origin::File(file, Look::Found(entry)) if entry.size > 0 && entry.mode & 0o037 == 0 => {
-            Finding::ok(id, format!("the PIN is credential {name}, from {}", file.display()))
+            Finding::ok(id, format!("the {kind} is credential {name}, from {}", file.display()))
         }
-        Origin::File(file, entry) => pin(file, entry),
+        Origin::File(file, entry) => pin(secret, file, entry),
     }
 }
 
@@ -215,10 +254,15 @@ mod tests {
         Look::Found(Entry { kind, mode, uid: 0, gid: 0, size, modified: 0 })
     }
 
+    fn module(entry: Look<Entry>) -> Device<'static> {
+        Device::Module(Path::new("/usr/lib/m.so"), entry)
+    }
+
     fn found(change: impl FnOnce(&mut Facts<'_>)) -> Vec<(&'static str, Severity)> {
         let mut facts = Facts {
             configuration: Some((Path::new("/etc/keystead/config.toml"), entry(Kind::File, 0o644, 9))),
-            module: (Path::new("/usr/lib/m.so"), entry(Kind::File, 0o644, 9)),
+            device: module(entry(Kind::File, 0o644, 9)),
+            secret: &PIN,
             dangling: Vec::new(),
             pin: Pin::File("/etc/keystead/pin".into(), entry(Kind::File, 0o400, 9)),
             user: Some(User { uid: 998, gid: 998 }),
@@ -240,19 +284,19 @@ mod tests {
     #[test]
     fn files_that_others_may_change_are_critical() {
         let open = entry(Kind::File, 0o666, 9);
-        assert_eq!(found(|facts| facts.module.1 = open.clone()), [("files.module", Critical)]);
+        assert_eq!(found(|facts| facts.device = module(open.clone())), [("files.module", Critical)]);
         assert_eq!(
             found(|facts| facts.configuration = Some((Path::new("/c"), open))),
             [("files.configuration", Critical)]
         );
         let foreign = Look::Found(Entry { kind: Kind::File, mode: 0o644, uid: 1000, gid: 1000, size: 9, modified: 0 });
-        assert_eq!(found(|facts| facts.module.1 = foreign), [("files.module", Critical)]);
+        assert_eq!(found(|facts| facts.device = module(foreign)), [("files.module", Critical)]);
     }
 
     #[test]
     fn missing_module_dangling_variable_and_bad_pins_are_named() {
-        assert_eq!(found(|facts| facts.module.1 = Look::Missing), [("files.module", Critical)]);
-        assert_eq!(found(|facts| facts.module.1 = entry(Kind::Folder, 0o755, 9)), [("files.module", Critical)]);
+        assert_eq!(found(|facts| facts.device = module(Look::Missing)), [("files.module", Critical)]);
+        assert_eq!(found(|facts| facts.device = module(entry(Kind::Folder, 0o755, 9))), [("files.module", Critical)]);
         assert_eq!(
             found(|facts| facts.dangling = vec![("SOFTHSM2_CONF", "/nowhere")]),
             [("files.environment", Warning)]
@@ -272,6 +316,20 @@ mod tests {
             );
         }
         assert_eq!(found(|facts| facts.pin = Pin::File("/pin".into(), Look::Forbidden)), [("files.pin", Info)]);
+    }
+
+    #[test]
+    fn site_on_a_tpm_is_asked_for_its_device_and_never_for_a_module() {
+        let tpm = |entry| {
+            move |facts: &mut Facts<'_>| {
+                facts.device = Device::Tpm(Path::new("/dev/tpmrm0"), entry);
+                facts.secret = &AUTH;
+            }
+        };
+        assert_eq!(found(tpm(entry(Kind::Other, 0o660, 0))), []);
+        assert_eq!(found(tpm(Look::Missing)), [("files.tpm", Critical)]);
+        assert_eq!(found(tpm(Look::Forbidden)), [("files.tpm", Info)]);
+        assert_eq!(found(|facts| facts.device = Device::Elsewhere("tabrmd:bus_type=system")), []);
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
+use keystead_core::RootKind;
+
 use super::failure::Failure;
 use super::module::Module;
 use super::token::{Token, Unanswered};
@@ -70,6 +72,7 @@ impl Device {
             let Some(token) = &state.token else { continue };
             return Ok(Answer::Token(TokenDescription {
                 token: token.summary.clone(),
+                root_kind: RootKind::Pkcs11,
                 module: self.settings.module.display().to_string(),
                 mechanism: token.negotiated.mechanism.to_string(),
                 authentication: token.negotiated.authentication.to_string(),

@@ -8,17 +8,16 @@ use std::fmt;
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use keystead_core::{KeyringId, NodeId};
-use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::cmk::{KeySpec, class_and_type, require_kept};
 use super::failure::Failure;
 use super::session::Session;
 use crate::custody::contract::{CustodyError, EpochPurpose, EpochRef};
+use crate::custody::epoch_key::{derivation_input, owner_digest};
 
 const ID_PREFIX: &[u8; 4] = b"kse1";
 const ID_LEN: usize = 24;
-const DERIVE_LABEL: &[u8] = b"keystead-epoch-key\x01";
 
 /// How keys are derived from an epoch secret. Each secret keeps the one it was made for: its key type says which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,18 +88,7 @@ pub(super) fn derive(
         Some(KeyType::AES) => Authentication::Cmac,
         _ => Authentication::Hmac,
     };
-    let mut input = DERIVE_LABEL.to_vec();
-    let purpose: &[u8] = match purpose {
-        EpochPurpose::Record => b"record",
-        EpochPurpose::Audit => b"audit",
-        EpochPurpose::OfflineCopy => b"offline-copy",
-    };
-    for field in [purpose, epoch.keyring.as_str().as_bytes(), epoch.node.as_str().as_bytes()] {
-        // Identifiers have at most 64 bytes.
-        input.extend_from_slice(&(field.len() as u16).to_be_bytes());
-        input.extend_from_slice(field);
-    }
-    input.extend_from_slice(&epoch.number.to_be_bytes());
+    let input = derivation_input(epoch, purpose);
     expand(session, authentication, key, &input)
 }
 
@@ -186,13 +174,8 @@ fn object_id(epoch: &EpochRef) -> Vec<u8> {
     id
 }
 
-/// Everything of an ID but the number. No `\0` can stand in a keyring's name, so the two names cannot run together.
+/// Everything of an ID but the number.
 fn owner_id(keyring: &KeyringId, node: &NodeId) -> Vec<u8> {
-    let digest = Sha256::new()
-        .chain_update(b"keystead-epoch-owner\x01")
-        .chain_update(keyring.as_str())
-        .chain_update([0])
-        .chain_update(node.as_str())
-        .finalize();
+    let digest = owner_digest(keyring, node);
     [ID_PREFIX.as_slice(), &digest[..ID_LEN - ID_PREFIX.len() - 8]].concat()
 }

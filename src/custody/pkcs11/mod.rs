@@ -11,7 +11,6 @@ mod device;
 mod ecdh;
 mod epoch;
 mod failure;
-mod latch;
 mod module;
 mod negotiate;
 mod pin;
@@ -22,4 +21,3 @@ mod session;
 mod token;
 
 pub use device::Device;
-pub use latch::rejected_by;

@@ -1,60 +1,23 @@
 //! The user PIN: read at each login from a file that only its owner can write, wiped right after.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
-
 use cryptoki::types::AuthPin;
-use rustix::fs::{FileType, Mode, OFlags};
-use zeroize::Zeroizing;
 
 use crate::custody::contract::CustodyError;
+use crate::custody::credential_file;
 use crate::custody::settings::PinSource;
 
 /// PKCS#11 tokens take PINs far shorter than this.
 const MAX_LEN: usize = 256;
-/// What a mode may grant at most: 0640.
-const TOO_OPEN: u32 = 0o037;
 
 /// # Errors
 /// `PinUnreadable`, saying what to change.
 pub(super) fn read(source: &PinSource) -> Result<AuthPin, CustodyError> {
-    let path = path(source)?;
-    read_file(&path).map_err(|problem| unreadable(format!("{}: {problem}", path.display())))
+    let file = credential_file::read(source, MAX_LEN + 1)?;
+    parse(&file.content).map_err(|problem| file.unreadable(&problem))
 }
 
-fn path(source: &PinSource) -> Result<PathBuf, CustodyError> {
-    match source {
-        PinSource::File(path) => Ok(path.clone()),
-        PinSource::Credential(name) => {
-            if name.is_empty() || name.contains('/') || name.starts_with('.') {
-                return Err(unreadable(format!("{name:?} is no name of a credential")));
-            }
-            let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-                unreadable(format!(
-                    "no credential {name}: the unit sets none (LoadCredential=, SetCredentialEncrypted=)"
-                ))
-            })?;
-            Ok(PathBuf::from(folder).join(name))
-        }
-    }
-}
-
-fn read_file(path: &Path) -> Result<AuthPin, String> {
-    // Non-blocking, so that a FIFO in the file's place is refused instead of waited for.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| error.to_string())?;
-    let status = rustix::fs::fstat(&file).map_err(|error| error.to_string())?;
-    if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
-        return Err("it is not a regular file".into());
-    }
-    let mode = status.st_mode & 0o777;
-    if mode & TOO_OPEN != 0 {
-        return Err(format!("its mode is {mode:04o}; make it 0640 or narrower"));
-    }
-    let mut text = Zeroizing::new(Vec::with_capacity(MAX_LEN + 2));
-    File::from(file).take(MAX_LEN as u64 + 2).read_to_end(&mut text).map_err(|error| error.to_string())?;
-    let pin = text.strip_suffix(b"\n").unwrap_or(&text);
+fn parse(content: &[u8]) -> Result<AuthPin, String> {
+    let pin = content.strip_suffix(b"\n").unwrap_or(content);
     if pin.is_empty() || pin.len() > MAX_LEN {
         return Err(format!("it must hold a PIN of 1 to {MAX_LEN} bytes"));
     }
@@ -66,14 +29,12 @@ fn read_file(path: &Path) -> Result<AuthPin, String> {
     Ok(AuthPin::from(Box::<str>::from(pin)))
 }
 
-fn unreadable(detail: String) -> CustodyError {
-    CustodyError::PinUnreadable { detail }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+
+    use rustix::fs::Mode;
 
     use secrecy::ExposeSecret;
 

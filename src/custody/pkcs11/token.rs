@@ -6,15 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::UserType;
 use keystead_core::RootId;
+use secrecy::ExposeSecret;
 
 use super::canary;
 use super::failure::{Failure, describe};
-use super::latch::{self, Latch};
 use super::module::Module;
 use super::negotiate::{Negotiated, negotiate};
 use super::session::{Opening, Session};
 use super::{pin, requests};
 use crate::custody::contract::{Answer, CustodyError, PinState, Request, TokenSummary};
+use crate::custody::latch::{self, Latch};
 use crate::custody::settings::CustodySettings;
 
 /// Field order is drop order: the seats' sessions close before the anchor's, the last one of all logs out.
@@ -160,8 +161,9 @@ fn login(
         PinState::Fine | PinState::CountLow | PinState::FinalTry => {}
     }
     let pin = pin::read(&settings.pin)?;
+    let told = || pin.expose_secret().as_bytes();
     let latch = Latch::new(&settings.latch_folder);
-    if latch.holds(&summary.serial, &pin)? {
+    if latch.holds(&summary.serial, told())? {
         return Err(CustodyError::PinRejected { serial: serial(), final_try: summary.pin == PinState::FinalTry });
     }
     if summary.pin == PinState::FinalTry {
@@ -198,12 +200,12 @@ fn login(
         | RvError::PinExpired
         | RvError::PinLocked => {
             tracing::error!(serial = summary.serial, ?code, "login was rejected");
-            if let Some(Err(error)) = note.map(|note| note.put_down(&summary.serial, &pin)) {
+            if let Some(Err(error)) = note.map(|note| note.put_down(&summary.serial, told())) {
                 tracing::error!(%error, "a rejected PIN could not be noted: do not restart before the PIN is right");
                 unnoted = true;
             }
             if unnoted {
-                latch::remember(&summary.serial, &pin);
+                latch::remember(&summary.serial, told());
             }
             let now = module.summary(opening.slot).map(|summary| summary.pin);
             if matches!(code, RvError::PinLocked) || matches!(now, Ok(PinState::Locked)) {

@@ -131,6 +131,7 @@ impl Custodian for Device {
 
 fn description() -> TokenDescription {
     TokenDescription {
+        root_kind: RootKind::Pkcs11,
         token: TokenSummary {
             slot: 0,
             label: "test".into(),

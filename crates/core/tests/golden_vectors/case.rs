@@ -22,6 +22,10 @@ impl Case {
         &self.name
     }
 
+    pub fn has(&self, field: &str) -> bool {
+        self.value.get(field).is_some()
+    }
+
     fn field(&self, field: &str) -> &Value {
         self.read.borrow_mut().insert(field.to_owned());
         self.value.get(field).unwrap_or_else(|| panic!("{} has no {field}", self.name))

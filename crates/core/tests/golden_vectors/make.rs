@@ -17,7 +17,7 @@ use keystead_core::record;
 use keystead_core::rescue::{Rescue, RescuedGeneration};
 use keystead_core::scan::{Findings, Source};
 use keystead_core::upstream_state::{ConfigurationDigest, Denials, UpstreamState};
-use keystead_core::wrap::{Construction, OaepHash, seal_under_transport_key};
+use keystead_core::wrap::{Construction, OaepHash, TpmKey, oaep_message, seal_under_transport_key};
 use keystead_core::{
     Authenticator, EnvelopeContext, GenerationNumber, Kek, KeyId, KeyringId, RootId, RootKind, WrapContext, WrappedKek,
 };
@@ -44,6 +44,7 @@ pub fn files() -> Vec<(&'static str, Value)> {
         ("wrap-aes-gcm.json", wrap_aes_gcm()),
         ("wrap-hpke-p256.json", wrap_hpke()),
         ("wrap-rsa-oaep.json", wrap_oaep()),
+        ("wrap-tpm.json", wrap_tpm()),
     ]
 }
 
@@ -604,6 +605,78 @@ fn wrap_hpke() -> Value {
     file("Public-key wraps: the KEK by HPKE base mode, DHKEM(P-256, HKDF-SHA256), HKDF-SHA256, AES-256-GCM", good, bad)
 }
 
+// TPM.
+
+fn in_tpm(id: &Name) -> WrapContext {
+    WrapContext { root_kind: RootKind::Tpm, ..pkcs11(id) }
+}
+
+/// `TPMT_PUBLIC` of a CMK: type, SHA-256, attributes, no policy; then what its type has.
+fn tpm_public(kind: [u8; 2], rest: &[&[u8]]) -> Vec<u8> {
+    [&kind[..], &unhex("000b000204720000"), &rest.concat()].concat()
+}
+
+fn tpm_key(public: Vec<u8>) -> TpmKey {
+    // Encrypted by the TPM: to everybody else just bytes.
+    TpmKey { public, private: counting::<126>(0).to_vec() }
+}
+
+fn tpm_ecdh_wrap(scalar: u8, context: &WrapContext, start: u8) -> Vec<u8> {
+    let mut rng = Scripted(counting::<32>(0x90).to_vec());
+    let point = public_key(scalar);
+    let Construction::HpkeP256 { encapsulated, sealed } = point.seal(context, &kek(start), &mut rng) else {
+        unreachable!("a public key seals by HPKE")
+    };
+    let [x, y] = [1..33, 33..65].map(|half| point.as_sec1()[half].to_vec());
+    let rest: [&[u8]; 5] = [&unhex("0010001000030010"), &[0, 32], &x, &[0, 32], &y];
+    let key = tpm_key(tpm_public([0, 0x23], &rest));
+    Construction::TpmEcdh { key, encapsulated, sealed }.to_bytes()
+}
+
+fn wrap_tpm() -> Value {
+    let ecdh = |case: &str, context: &WrapContext| {
+        let keys = json!({ "private_key": hex([0x11; 32]), "public_key": hex(public_key(0x11).as_sec1()) });
+        wrap_case(case, context, &tpm_ecdh_wrap(0x11, context, 0x20), keys)
+    };
+    let context = in_tpm(&first());
+    let good = ecdh("p256", &context);
+    let bytes = tpm_ecdh_wrap(0x11, &context, 0x20);
+    // No cipher, no scheme, 2048 bits, the usual exponent, `u16 256 ‖ modulus`.
+    let rest: [&[u8]; 3] = [&unhex("00100010080000000000"), &[1, 0], &unhex(rsa::MODULUS)];
+    let key = tpm_key(tpm_public([0, 1], &rest));
+    let block = Box::new(unhex(rsa::BLOCK_TPM).try_into().unwrap());
+    let rsa_bytes = Construction::TpmRsaOaep { key, block }.to_bytes();
+    let message = oaep_message(&context.to_bytes(), &kek(0x20));
+    let keys = json!({ "private_key_pkcs8": rsa::PRIVATE_KEY_PKCS8, "message": hex(message.as_slice()) });
+    let rsa = wrap_case("rsa-2048", &context, &rsa_bytes, keys);
+    let with = |name: &str, error: &str, changes: Value| without_kek(bad(&good, name, error, changes));
+    let wrap_is = |name: &str, error: &str, bytes: &[u8]| with(name, error, json!({ "wrap": hex(bytes) }));
+    let rsa_is = |name: &str, error: &str, changes: Value| without_kek(bad(&rsa, name, error, changes));
+    let elsewhere = hex(oaep_message(&in_tpm(&second()).to_bytes(), &kek(0x20)).as_slice());
+    let mut bad = bad_wraps(&good, &pkcs11(&first()));
+    // That one is this very context.
+    bad.retain(|case| case["name"] != "other-root-kind");
+    bad.extend([
+        with("root-kind-of-a-token", "not-authentic", json!({ "root_kind": 1 })),
+        wrap_is("public-half-empty", "malformed", &replaced(&bytes, 1, &[0, 0])),
+        wrap_is("public-half-one-longer", "malformed", &replaced(&bytes, 1, &[0, 87])),
+        wrap_is("public-half-beyond-the-end", "malformed", &replaced(&bytes, 1, &[0xff, 0xff])),
+        wrap_is("private-half-empty", "malformed", &replaced(&bytes, 89, &[0, 0])),
+        wrap_is("private-half-one-shorter", "malformed", &replaced(&bytes, 89, &[0, 125])),
+        wrap_is("taken-for-rsa", "malformed", &replaced(&bytes, 0, &[5])),
+        wrap_is("wrap-of-the-next-generation", "not-authentic", &tpm_ecdh_wrap(0x11, &in_tpm(&second()), 0x20)),
+        wrap_is("another-kek-to-the-same-key", "other-key", &tpm_ecdh_wrap(0x11, &context, 0x21)),
+        wrap_is("wrap-without-the-halves", "other-construction", &hpke_wrap(0x11, &context, 0x20)),
+        rsa_is("rsa-block-cut", "malformed", json!({ "wrap": hex(&rsa_bytes[..rsa_bytes.len() - 1]) })),
+        rsa_is("rsa-block-longer", "malformed", json!({ "wrap": hex(longer(&rsa_bytes, &[0])) })),
+        rsa_is("rsa-message-of-another-context", "not-authentic", json!({ "message": elsewhere })),
+        rsa_is("rsa-in-another-context", "not-authentic", json!({ "generation": 2 })),
+        rsa_is("rsa-message-cut", "not-authentic", json!({ "message": hex(&message[..31]) })),
+    ]);
+    let good = vec![good, ecdh("longest-names", &in_tpm(&longest())), rsa];
+    file("Custody wraps: the KEK under a key of a TPM 2.0, which travels with the wrap", good, bad)
+}
+
 // RSA-OAEP.
 
 fn oaep_wrap(hash: OaepHash, transport: u8, context: &WrapContext, start: u8) -> Vec<u8> {
@@ -749,7 +822,7 @@ fn annotation() -> Value {
         with("wrap-length-cut", no, &bytes[..wrap_len + 1]),
         with("wrap-length-one-less", no, &replaced(&bytes, wrap_len, &[0, 60])),
         with("wrap-length-one-more", no, &replaced(&bytes, wrap_len, &[0, 62])),
-        with("wrap-of-641-bytes", no, &wrap_of(641)),
+        with("wrap-of-897-bytes", no, &wrap_of(897)),
         with("last-byte-cut", no, &bytes[..bytes.len() - 1]),
         with("byte-added", no, &longer(&bytes, &[0])),
         with("longer-than-a-kibibyte", no, &longer(&bytes, &vec![0; 1025 - bytes.len()])),

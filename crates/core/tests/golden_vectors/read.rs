@@ -11,7 +11,7 @@ use keystead_core::hpke_p256::{P256PublicKey, check_encapsulated, open_with_priv
 use keystead_core::offline_copy::CopyKey;
 use keystead_core::record::{self, RecordError, UnverifiedRecord};
 use keystead_core::rescue::{Rescue, RescueError};
-use keystead_core::wrap::{Construction, OaepHash, WrapError, open_under_transport_key};
+use keystead_core::wrap::{Construction, OaepHash, WrapError, open_oaep_message, open_under_transport_key};
 use keystead_core::{
     Authenticator, EnvelopeContext, GenerationNumber, Kek, KeyCommitment, KeyId, RootId, RootKind, WrapContext,
     WrappedKek,
@@ -49,6 +49,7 @@ pub fn readers() -> Vec<Reader> {
         },
         Reader { file: "wrap-hpke-p256.json", good: good_hpke, bad: |case| hpke(case).map(drop) },
         Reader { file: "wrap-rsa-oaep.json", good: good_oaep, bad: |case| oaep(case).map(drop) },
+        Reader { file: "wrap-tpm.json", good: good_tpm, bad: |case| tpm(case).map(drop) },
     ]
 }
 
@@ -220,6 +221,33 @@ fn good_oaep(case: &Case) {
         OaepHash::Sha1 => "sha1",
     };
     assert_eq!(case.text("hash"), expected);
+}
+
+/// What a TPM does, in software. `message` is what it gets out of an OAEP block; `check.py` does that part too.
+fn tpm(case: &Case) -> Result<Kek, String> {
+    let context = wrap_context(case);
+    case.array::<32>("commitment");
+    let parsed = construction(case);
+    if case.has("message") {
+        let message = case.bytes("message");
+        let Construction::TpmRsaOaep { .. } = parsed? else { return other_construction() };
+        return committed(case, open_oaep_message(&message, &context.to_bytes()).map_err(wrap_error)?);
+    }
+    let scalar = case.array::<32>("private_key");
+    let point = case.bytes("public_key");
+    let Construction::TpmEcdh { key, encapsulated, sealed } = parsed? else { return other_construction() };
+    for half in [&point[1..33], &point[33..]] {
+        assert!(key.public.windows(32).any(|window| window == half), "{}", case.name());
+    }
+    let kek = open_with_private_key(&scalar, &context, &encapsulated, &sealed).map_err(wrap_error)?;
+    committed(case, kek)
+}
+
+fn good_tpm(case: &Case) {
+    good_wrap(case, tpm);
+    if case.has("message") {
+        case.bytes("private_key_pkcs8");
+    }
 }
 
 // Lease grants.

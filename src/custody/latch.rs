@@ -1,4 +1,4 @@
-//! The note that a token has rejected a PIN: kept over restarts, so that a wrong PIN costs one try and no more.
+//! The note that a token has rejected a PIN, or a TPM an auth value: kept over restarts, so that a wrong PIN costs one try and no more.
 //!
 //! One file, `pin-rejected`: serial numbers, and a slow salted digest of each PIN that was rejected. By the PIN itself and
 //! not by the state of its file, which a service manager makes anew at every start (docs/adr/0010-rejected-pins.md).
@@ -12,12 +12,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use base64ct::{Base64Unpadded, Encoding};
-use cryptoki::types::AuthPin;
 use hmac::{Hmac, KeyInit, Mac};
-use secrecy::ExposeSecret;
 use sha2::Sha256;
 
-use crate::custody::contract::CustodyError;
+use super::contract::CustodyError;
 
 const FORMAT: &str = "keystead-pin-rejected 2";
 /// Of the format: another cost is another format. 16 MiB and about a tenth of a second, paid only for a PIN that was
@@ -71,7 +69,7 @@ impl Latch {
     }
 
     /// Whether this token has rejected this very PIN.
-    pub(super) fn holds(&self, serial: &str, pin: &AuthPin) -> Result<bool, CustodyError> {
+    pub(super) fn holds(&self, serial: &str, pin: &[u8]) -> Result<bool, CustodyError> {
         if EVERY_PIN.load(Ordering::Relaxed) {
             return Ok(true);
         }
@@ -133,7 +131,7 @@ impl Latch {
 
 impl Prepared<'_> {
     /// The token has rejected the PIN. Durable before anybody hears of it.
-    pub(super) fn put_down(mut self, serial: &str, pin: &AuthPin) -> io::Result<()> {
+    pub(super) fn put_down(mut self, serial: &str, pin: &[u8]) -> io::Result<()> {
         let mut note = self.note.take().map_or_else(Note::fresh, Ok)?;
         note.add(serial, pin)?;
         self.write(&note)
@@ -160,7 +158,7 @@ impl Prepared<'_> {
 }
 
 /// Not tried again in this process, where the disk could not take the note.
-pub(super) fn remember(serial: &str, pin: &AuthPin) {
+pub(super) fn remember(serial: &str, pin: &[u8]) {
     let mut unwritten = unwritten();
     let noted = unwritten.take().map_or_else(Note::fresh, Ok).and_then(|mut note| {
         note.add(serial, pin)?;
@@ -200,7 +198,7 @@ impl Note {
         Ok(Self { salt: random()?, rejected: Vec::new() })
     }
 
-    fn holds(&self, serial: &str, pin: &AuthPin) -> io::Result<bool> {
+    fn holds(&self, serial: &str, pin: &[u8]) -> io::Result<bool> {
         let serial = spelt(serial);
         // Nothing is computed for a token that has rejected nothing.
         if self.rejected.iter().all(|(other, _)| *other != serial) {
@@ -210,7 +208,7 @@ impl Note {
         Ok(self.rejected.contains(&entry))
     }
 
-    fn add(&mut self, serial: &str, pin: &AuthPin) -> io::Result<()> {
+    fn add(&mut self, serial: &str, pin: &[u8]) -> io::Result<()> {
         let entry = (spelt(serial), digest(pin, &self.salt)?);
         if !self.rejected.contains(&entry) {
             self.rejected.push(entry);
@@ -264,8 +262,7 @@ fn random<const N: usize>() -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-fn digest(pin: &AuthPin, salt: &[u8; SALT_LEN]) -> io::Result<[u8; DIGEST_LEN]> {
-    let pin = pin.expose_secret().as_bytes();
+fn digest(pin: &[u8], salt: &[u8; SALT_LEN]) -> io::Result<[u8; DIGEST_LEN]> {
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(memo) = &*last
         && memo.salt == *salt
@@ -294,12 +291,8 @@ fn tag(key: &[u8; 64], pin: &[u8]) -> [u8; 32] {
 mod tests {
     use super::*;
 
-    fn pin(text: &str) -> AuthPin {
-        AuthPin::from(Box::<str>::from(text))
-    }
-
     fn reject(latch: &Latch, serial: &str, text: &str) {
-        latch.prepare().unwrap().put_down(serial, &pin(text)).unwrap();
+        latch.prepare().unwrap().put_down(serial, text.as_bytes()).unwrap();
     }
 
     #[test]
@@ -307,10 +300,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         reject(&Latch::new(folder.path()), "s1", "1234");
         let latch = Latch::new(folder.path());
-        assert_eq!(latch.holds("s1", &pin("1234")), Ok(true));
-        assert_eq!(latch.holds("s2", &pin("1234")), Ok(false));
+        assert_eq!(latch.holds("s1", b"1234"), Ok(true));
+        assert_eq!(latch.holds("s2", b"1234"), Ok(false));
         for changed in ["1235", "123", "12345", "1234 "] {
-            assert_eq!(latch.holds("s1", &pin(changed)), Ok(false), "{changed:?}");
+            assert_eq!(latch.holds("s1", changed.as_bytes()), Ok(false), "{changed:?}");
         }
     }
 
@@ -323,22 +316,22 @@ mod tests {
             reject(&latch, serial, text);
         }
         for (serial, text) in rejected {
-            assert_eq!(latch.holds(serial, &pin(text)), Ok(true), "{serial:?}");
+            assert_eq!(latch.holds(serial, text.as_bytes()), Ok(true), "{serial:?}");
         }
         // One that was taken voids the rejections of its own token.
         latch.prepare().unwrap().discard("s1");
-        assert_eq!(latch.holds("s1", &pin("1111")), Ok(false));
-        assert_eq!(latch.holds("s\n2 \"", &pin("2222")), Ok(true));
+        assert_eq!(latch.holds("s1", b"1111"), Ok(false));
+        assert_eq!(latch.holds("s\n2 \"", b"2222"), Ok(true));
     }
 
     #[test]
     fn of_too_many_the_oldest_is_forgotten() {
         let entry = |number: u8| (spelt("s1"), [number; DIGEST_LEN]);
         let mut note = Note { salt: [1; SALT_LEN], rejected: (0..MOST as u8).map(entry).collect() };
-        note.add("s1", &pin("1234")).unwrap();
+        note.add("s1", b"1234").unwrap();
         assert_eq!(note.rejected.len(), MOST);
         assert_eq!(note.rejected[0], entry(1));
-        assert!(note.holds("s1", &pin("1234")).unwrap());
+        assert!(note.holds("s1", b"1234").unwrap());
         assert!(note.to_text().len() < MAX_LEN as usize);
         assert_eq!(Note::parse(&note.to_text()), Some(note));
     }
@@ -363,7 +356,7 @@ mod tests {
         let latch = Latch::new(folder.path());
         reject(&latch, "s1", "1234");
         latch.prepare().unwrap().discard("s1");
-        assert_eq!(latch.holds("s1", &pin("1234")), Ok(false));
+        assert_eq!(latch.holds("s1", b"1234"), Ok(false));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
@@ -380,7 +373,7 @@ mod tests {
             ["", "\n", "keystead-pin-rejected 1\n", without_last, whole.trim_end(), &whole.replace('\n', " ")]
         {
             fs::write(latch.path(), damaged).unwrap();
-            let refused = latch.holds("s1", &pin("1234")).unwrap_err();
+            let refused = latch.holds("s1", b"1234").unwrap_err();
             assert!(refused.to_string().contains("pin-rejected"), "{damaged:?}: {refused}");
         }
     }
@@ -389,8 +382,8 @@ mod tests {
     fn disk_that_took_no_note_is_made_up_for_in_memory() {
         let folder = tempfile::tempdir().unwrap();
         let latch = Latch::new(folder.path());
-        remember("unwritten", &pin("1234"));
-        assert_eq!(latch.holds("unwritten", &pin("1234")), Ok(true));
-        assert_eq!(latch.holds("unwritten", &pin("1235")), Ok(false));
+        remember("unwritten", b"1234");
+        assert_eq!(latch.holds("unwritten", b"1234"), Ok(true));
+        assert_eq!(latch.holds("unwritten", b"1235"), Ok(false));
     }
 }

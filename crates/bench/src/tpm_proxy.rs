@@ -1,0 +1,96 @@
+//! Stands between a daemon and its software TPM: makes every command slow, and counts them. The daemon's tests use it, too.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+pub struct Proxy {
+    pub tcti: String,
+    commands: Arc<AtomicU64>,
+    /// What went over the bus, both ways; what only a listener would keep.
+    traffic: Option<Arc<Mutex<Vec<u8>>>>,
+}
+
+impl Proxy {
+    /// For a TCTI that ends in `port=…`. The TSS makes one connection a command. Its threads end with the process.
+    pub fn start(tcti: &str, latency: Duration) -> io::Result<Self> {
+        Self::between(tcti, latency, None)
+    }
+
+    /// One that keeps everything that passes.
+    pub fn listening(tcti: &str) -> io::Result<Self> {
+        Self::between(tcti, Duration::ZERO, Some(Arc::default()))
+    }
+
+    fn between(tcti: &str, latency: Duration, traffic: Option<Arc<Mutex<Vec<u8>>>>) -> io::Result<Self> {
+        let real: u16 = tcti
+            .rsplit_once("port=")
+            .and_then(|(_, port)| port.parse().ok())
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the TCTI names no port"))?;
+        // The control port is the next one.
+        let (data, control) = loop {
+            let data = TcpListener::bind("127.0.0.1:0")?;
+            let port = data.local_addr()?.port();
+            if let Some(control) = port.checked_add(1).and_then(|port| TcpListener::bind(("127.0.0.1", port)).ok()) {
+                break (data, control);
+            }
+        };
+        let tcti = format!("swtpm:host=127.0.0.1,port={}", data.local_addr()?.port());
+        let commands = Arc::new(AtomicU64::new(0));
+        let (counter, listener) = (commands.clone(), traffic.clone());
+        thread::spawn(move || {
+            for client in data.incoming().flatten() {
+                counter.fetch_add(1, Ordering::Relaxed);
+                let listener = listener.clone();
+                thread::spawn(move || forward(client, real, latency, listener));
+            }
+        });
+        thread::spawn(move || {
+            for client in control.incoming().flatten() {
+                thread::spawn(move || forward(client, real + 1, Duration::ZERO, None));
+            }
+        });
+        Ok(Self { tcti, commands, traffic })
+    }
+
+    pub fn heard(&self) -> Vec<u8> {
+        let traffic =
+            self.traffic.as_ref().map(|traffic| traffic.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        traffic.unwrap_or_default()
+    }
+
+    pub fn commands(&self) -> u64 {
+        self.commands.load(Ordering::Relaxed)
+    }
+}
+
+fn forward(client: TcpStream, port: u16, latency: Duration, traffic: Option<Arc<Mutex<Vec<u8>>>>) {
+    let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { return };
+    // What the test is about: a chip that takes its time.
+    thread::sleep(latency);
+    let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), server.try_clone()) else { return };
+    let heard = traffic.clone();
+    let up = thread::spawn(move || {
+        pass(&mut from_client, &mut to_server, heard.as_deref());
+        let _ = to_server.shutdown(Shutdown::Write);
+    });
+    let (mut from_server, mut to_client) = (server, client);
+    pass(&mut from_server, &mut to_client, traffic.as_deref());
+    let _ = to_client.shutdown(Shutdown::Both);
+    let _ = up.join();
+}
+
+fn pass(from: &mut TcpStream, to: &mut TcpStream, traffic: Option<&Mutex<Vec<u8>>>) {
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if let Some(traffic) = traffic {
+            traffic.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..count]);
+        }
+        if to.write_all(&buffer[..count]).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What a response code means: settled, or for the canary to decide, or a sign that handles or the connection have died.
+
+use tss_esapi::Error;
+use tss_esapi::constants::response_code::{Tss2ResponseCode, Tss2ResponseCodeKind as Kind};
+
+use crate::custody::contract::CustodyError;
+
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Nothing more to find out; this is the answer.
+    Final(CustodyError),
+    /// Said of a damaged wrap, and perhaps of a damaged TPM.
+    Suspect(String),
+    /// The connection, a session or a handle is no longer good.
+    Stale(String),
+    /// No room left in the chip, as when killed processes left their objects behind.
+    Full(String),
+    /// The auth value was refused.
+    Auth(String),
+    /// It was refused, but is right: a neighbour's session or object has taken the place of ours.
+    Mixup(String),
+}
+
+impl Failure {
+    pub(super) fn device(detail: impl Into<String>) -> Self {
+        Self::Final(CustodyError::Device { detail: detail.into() })
+    }
+
+    pub(super) fn unsupported(detail: impl Into<String>) -> Self {
+        Self::Final(CustodyError::Unsupported { detail: detail.into() })
+    }
+
+    pub(super) fn rejected() -> Self {
+        Self::Final(CustodyError::WrapRejected)
+    }
+
+    /// As an answer, where nobody is left to find out more.
+    pub(super) fn into_error(self) -> CustodyError {
+        match self {
+            Self::Final(error) => error,
+            Self::Suspect(detail)
+            | Self::Stale(detail)
+            | Self::Full(detail)
+            | Self::Auth(detail)
+            | Self::Mixup(detail) => CustodyError::Device { detail },
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let detail = describe(&error);
+        let Error::Tss2Error(code) = error else { return Self::Suspect(detail) };
+        // Whatever a layer of the TSS itself says is about the way to the TPM, and that way is made anew.
+        if layer(code) != TPM && layer(code) != RESOURCE_MANAGER {
+            return Self::Stale(detail);
+        }
+        match code.kind() {
+            Some(Kind::AuthFail | Kind::BadAuth) => Self::Auth(detail),
+            Some(
+                Kind::ObjectMemory | Kind::SessionMemory | Kind::Memory | Kind::ObjectHandles | Kind::SessionHandles,
+            ) => Self::Full(detail),
+            Some(
+                Kind::Initialize
+                | Kind::Handle
+                | Kind::ReferenceH0
+                | Kind::ReferenceH1
+                | Kind::ReferenceS0
+                | Kind::ReferenceS1
+                | Kind::ContextGap
+                | Kind::Reboot
+                | Kind::Canceled,
+            ) => Self::Stale(detail),
+            Some(Kind::NvRate | Kind::NvUnavailable) => {
+                Self::device(format!("{detail}: the TPM takes no more writes for now, to spare its memory; wait"))
+            }
+            Some(Kind::Lockout) => Self::device(format!(
+                "{detail}: the TPM is in lockout; wait, or `tpm2_dictionarylockout --clear-lockout`"
+            )),
+            Some(Kind::NvSpace) => Self::device(format!("{detail}: the TPM has no room for another NV index")),
+            // Failure (0x101) is what swtpm says of a bad OAEP block.
+            _ => Self::Suspect(detail),
+        }
+    }
+}
+
+/// Which layer speaks: TCG TSS 2.0 Overview, "response codes", bits 16 to 23.
+fn layer(code: Tss2ResponseCode) -> u32 {
+    (raw(code) >> 16) & 0xff
+}
+
+const TPM: u32 = 0;
+const RESOURCE_MANAGER: u32 = 12;
+
+/// tss-esapi shows the number in a text only.
+fn raw(code: Tss2ResponseCode) -> u32 {
+    let text = match code {
+        Tss2ResponseCode::Success => return 0,
+        Tss2ResponseCode::FormatZero(code) => code.to_string(),
+        Tss2ResponseCode::FormatOne(code) => code.to_string(),
+    };
+    text.rsplit_once("0x").and_then(|(_, digits)| u32::from_str_radix(digits, 16).ok()).unwrap_or(u32::MAX)
+}
+
+/// `TPM: … (0x921)`: the code is what one searches for.
+pub(super) fn describe(error: &Error) -> String {
+    match error {
+        Error::Tss2Error(code) => format!("TPM: {error} (0x{:x})", raw(*code)),
+        Error::WrapperError(kind) => format!("TPM: {kind}"),
+    }
+}
