@@ -131,6 +131,8 @@ pub fn server() -> Result<(), StartError> {
         pin,
     };
     let cloud = settings.upstream.as_ref().map(cloud_parts).transpose()?;
+    // While /proc can still be read: what follows needs little of what the start has run.
+    memory::release_startup_code();
     let served = parts.run(&sandbox, SERVER_THREADS, |listeners, control, lockdown| {
         daemon::run(settings, cloud, store, listeners, control, lockdown, audit_outlet)
     })?;
