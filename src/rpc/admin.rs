@@ -233,8 +233,9 @@ impl Admin for AdminService {
     }
 
     async fn record_scan(&self, request: Request<RecordScanRequest>) -> Result<Response<RecordScanResponse>, Status> {
+        // What is no scan at all is no action either.
+        let findings = scan::findings(request.get_ref().clone(), self.lifecycle.settings().keyring.as_str())?;
         let audited = self.audit.intent("record-scan", &request, json!({})).await?;
-        let findings = scan::findings(request.into_inner(), self.lifecycle.settings().keyring.as_str())?;
         let lifecycle = self.lifecycle.clone();
         // A task of its own: a client that hangs up leaves nothing half settled.
         let kept = tokio::spawn(async move { lifecycle.record_scan(findings).await })
