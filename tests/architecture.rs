@@ -10,7 +10,7 @@ use syn::visit::Visit;
 const ROOMS: &[(&str, &[&str])] = &[
     ("failpoint", &[]),
     ("memory", &[]),
-    ("custody", &[]),
+    ("custody", &["memory"]),
     ("store", &["failpoint"]),
     ("audit", &[]),
     ("upstream", &[]),
@@ -160,8 +160,9 @@ fn the_core_is_pure() {
 }
 
 #[test]
-fn the_wire_crate_holds_nothing_but_generated_code() {
-    for file in files(&root().join("crates/wire/src")) {
+fn the_wire_crate_holds_nothing_but_generated_code_and_its_codec() {
+    let codec = root().join("crates/wire/src/codec.rs");
+    for file in files(&root().join("crates/wire/src")).into_iter().filter(|file| *file != codec) {
         let parsed = syn::parse_file(&fs::read_to_string(&file).expect("readable")).expect("Rust");
         fn only_modules(items: &[syn::Item]) -> bool {
             items.iter().all(|item| match item {

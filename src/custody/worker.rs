@@ -6,7 +6,7 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::contract::{Answer, CustodyError, ProcessReport, Request};
 use super::frames::{self, FrameError};
 use super::pkcs11;
 use super::settings::CustodySettings;
+use crate::memory;
 
 /// How long sessions may finish what they are doing once the server is gone; nobody reads their answers.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -119,6 +120,7 @@ fn read_requests(
 
 /// Ends when the queue is closed and empty, or nobody reads the answers any more.
 fn work<C: Custodian>(seat: usize, device: &C, jobs: &Mutex<Receiver<Job>>, replies: &Mutex<UnixStream>) {
+    static OPENED: Once = Once::new();
     loop {
         // The lock is held while waiting: one thread waits for a request, the others for the lock.
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -127,6 +129,8 @@ fn work<C: Custodian>(seat: usize, device: &C, jobs: &Mutex<Receiver<Job>>, repl
         if write_reply(replies, id, &reply).is_err() {
             return;
         }
+        // The device is open: what that took is not needed again soon.
+        OPENED.call_once(memory::release_startup_code);
     }
 }
 

@@ -20,6 +20,7 @@ use crate::audit::settings::{AuditSettings, FailurePolicy};
 use crate::audit::{Counts, Trail};
 use crate::config::Settings;
 use crate::custody::client::CustodyClient;
+use crate::memory;
 use crate::rpc::admin::{AdminService, DaemonFacts};
 use crate::rpc::audited::{AdminAudit, RequestAudit};
 use crate::rpc::authorized::Authorized;
@@ -180,6 +181,7 @@ pub async fn run(
     let ready = reporter.clone();
     tokio::spawn(async move {
         settled(lifecycle).await;
+        memory::release_startup_code();
         if let Err(error) = ready.ready() {
             tracing::warn!(%error, "the supervisor cannot be told that the sockets are served");
         }

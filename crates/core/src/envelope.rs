@@ -104,7 +104,7 @@ impl EnvelopeKey {
 }
 
 /// Overwrites the stack that the cipher has just used and left: its blocks of plaintext and keys lie there until somebody
-/// else happens to go as deep. 16 KiB is several times what it takes.
+/// else happens to go as deep. 16 KiB is twice what it takes.
 #[inline(never)]
 fn wipe_stack() {
     // Mutable, or the compiler keeps the zeros in the program and touches no stack.

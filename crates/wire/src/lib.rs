@@ -1,5 +1,7 @@
-//! The gRPC messages and services, generated from `proto/`. Nothing else lives here.
+//! The gRPC messages and services, generated from `proto/`, and the codec they go through. Nothing else lives here.
 #![forbid(unsafe_code)]
+
+pub mod codec;
 
 /// Kubernetes KMS v2.
 pub mod kms {
