@@ -9,6 +9,7 @@ use keystead_core::KeyringId;
 use keystead_core::availability::{Availability, SealReason};
 use keystead_wire::admin::v1::admin_server::AdminServer;
 use keystead_wire::admin::v1::{GetStatusResponse, Sandbox};
+use keystead_wire::health::v1::health_server::HealthServer;
 use keystead_wire::kms::v2::key_management_service_server::KeyManagementServiceServer;
 use tokio::sync::{Notify, watch};
 
@@ -23,12 +24,14 @@ use crate::custody::client::CustodyClient;
 use crate::rpc::admin::{AdminService, DaemonFacts};
 use crate::rpc::audited::{AdminAudit, RequestAudit};
 use crate::rpc::authorized::Authorized;
+use crate::rpc::health::HealthService;
 use crate::rpc::incoming::{ConnectionCounters, Incoming, IncomingSettings};
 use crate::rpc::kms_v2::{KmsLimits, KmsV2};
 use crate::rpc::metrics::RequestMetrics;
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::roles::RolePolicy;
 use crate::rpc::serve::{ServeSettings, serve};
+use crate::rpc::services::{Services, reflection};
 use crate::service::clock::Clock;
 use crate::service::cloud::CloudSettings;
 use crate::service::keys::KeyService;
@@ -94,9 +97,10 @@ pub async fn run(
     }
     let lifecycle = Arc::new(lifecycle);
     let restarts = Arc::new(AtomicU32::new(0));
-    let (ending, ended) = watch::channel(false);
+    let (ending, end) = watch::channel(false);
+    let watched = end.clone();
     let ended = move || {
-        let mut ended = ended.clone();
+        let mut ended = watched.clone();
         async move {
             // Also when the sender is gone.
             let _ = ended.wait_for(|ended| *ended).await;
@@ -167,9 +171,16 @@ pub async fn run(
     });
 
     let limits = KmsLimits { max_plaintext: settings.kms.max_plaintext };
+    let health = HealthServer::new(HealthService::new(keys.clone(), trail.clone(), end))
+        .max_decoding_message_size(MAX_ADMIN_MESSAGE);
     let kms_service = KeyManagementServiceServer::new(KmsV2::new(keys, limits, requests, RequestAudit::new(trail)))
         .max_decoding_message_size(limits.max_message());
-    let admin_service = AdminServer::from_arc(admin_api).max_decoding_message_size(MAX_ADMIN_MESSAGE);
+    let reflection = settings.admin.reflection.then(reflection).transpose().map_err(std::io::Error::other)?;
+    let admin_service = Services {
+        admin: AdminServer::from_arc(admin_api).max_decoding_message_size(MAX_ADMIN_MESSAGE),
+        health,
+        reflection: reflection.map(|service| service.max_decoding_message_size(MAX_ADMIN_MESSAGE)),
+    };
     let admin_service = Authorized::new(admin_service, audit);
     let kms_ends = ServeSettings {
         drain_timeout: settings.kms.drain_timeout,

@@ -1,10 +1,11 @@
-//! gRPC on unix sockets: the KMS v2 plugin service and the admin service.
+//! gRPC on unix sockets: the KMS v2 plugin service, and the admin service with health and reflection beside it.
 
 pub mod admin;
 pub mod audited;
 mod authority;
 pub mod authorized;
 pub mod connection;
+pub mod health;
 pub mod incoming;
 pub mod kms_v2;
 pub mod metrics;
@@ -14,6 +15,7 @@ mod peer_groups;
 pub mod roles;
 mod scan;
 pub mod serve;
+pub mod services;
 pub mod socket;
 pub mod status_map;
 mod upstream;
