@@ -27,6 +27,7 @@ use crate::rpc::authorized::Authorized;
 use crate::rpc::health::HealthService;
 use crate::rpc::incoming::{ConnectionCounters, Incoming, IncomingSettings};
 use crate::rpc::kms_v2::{KmsLimits, KmsV2};
+use crate::rpc::login::Logins;
 use crate::rpc::metrics::RequestMetrics;
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::roles::RolePolicy;
@@ -157,6 +158,9 @@ pub async fn run(
     tokio::spawn(follow_replacements(custody.clone(), reporter.clone()));
     let counted = restarts.clone();
     let hung = custody.hung();
+    let asking = reporter.clone();
+    let logins = Arc::new(Logins::new(move |pid| asking.ask_login(pid)));
+    let answered = logins.clone();
     tokio::spawn(async move {
         let attach = |stream, count| {
             counted.store(count, Ordering::Relaxed);
@@ -164,7 +168,7 @@ pub async fn run(
             changed.notify_one();
             Ok(())
         };
-        if let Err(error) = follow_orders(control, hung, attach).await {
+        if let Err(error) = follow_orders(control, hung, answered, attach).await {
             tracing::error!(%error, "the supervisor cannot be understood");
         }
         ending.send_replace(true);
@@ -181,13 +185,14 @@ pub async fn run(
         health,
         reflection: reflection.map(|service| service.max_decoding_message_size(MAX_ADMIN_MESSAGE)),
     };
-    let admin_service = Authorized::new(admin_service, audit);
+    let admin_service = Authorized::new(admin_service, audit.clone());
     let kms_ends = ServeSettings {
         drain_timeout: settings.kms.drain_timeout,
         recycle_after: Some(RECYCLE_AFTER),
         harmless: "/v2.KeyManagementService/Status",
+        logins: None,
     };
-    let admin_ends = ServeSettings { recycle_after: None, ..kms_ends };
+    let admin_ends = ServeSettings { recycle_after: None, logins: Some(logins), ..kms_ends.clone() };
     let ready = reporter.clone();
     tokio::spawn(async move {
         settled(lifecycle).await;
@@ -196,6 +201,7 @@ pub async fn run(
         }
     });
     tokio::join!(serve(kms, kms_service, kms_ends, ended()), serve(admin, admin_service, admin_ends, ended()));
+    audit.tell_refusals().await;
     // Until here the channel is open: its end would tell the supervisor that this process is gone.
     drop(reporter);
     Ok(())
