@@ -170,6 +170,8 @@ fn the_wire_crate_holds_nothing_but_generated_code_and_its_codec() {
                 syn::Item::Macro(item) => {
                     item.mac.path.segments.last().is_some_and(|name| name.ident == "include_proto")
                 }
+                syn::Item::Const(item) => matches!(&*item.expr, syn::Expr::Macro(item)
+                    if item.mac.path.segments.last().is_some_and(|name| name.ident == "include_file_descriptor_set")),
                 _ => false,
             })
         }

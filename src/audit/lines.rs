@@ -13,6 +13,9 @@ const MAX_TEXT: usize = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Who {
     pub uid: u32,
+    /// Whose session it is, whoever the peer has become since; `None` where the kernel was not told, or it is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login_uid: Option<u32>,
     pub gid: u32,
     /// `None` where the peer lives in another process namespace.
     pub pid: Option<i32>,

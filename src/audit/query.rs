@@ -15,7 +15,7 @@ pub struct Filter {
     pub since: Option<SystemTime>,
     pub until: Option<SystemTime>,
     pub action: Option<String>,
-    /// Of the peer.
+    /// Of the peer, or that it logged in as.
     pub uid: Option<u64>,
     pub generation: Option<u64>,
     pub outcome: Option<String>,
@@ -77,8 +77,8 @@ impl Filter {
             && self.action.as_deref().is_none_or(|action| text("action") == Some(action))
             && self.outcome.as_deref().is_none_or(|outcome| text("outcome").or_else(|| text("phase")) == Some(outcome))
             && self.uid.is_none_or(|uid| {
-                let who = line.get("who").and_then(|who| who.get("uid"));
-                number(line.get("peer_uid").or(who)) == Some(uid)
+                let who = |name: &str| line.get("who").and_then(|who| who.get(name));
+                [line.get("peer_uid"), who("uid"), who("login_uid")].into_iter().any(|value| number(value) == Some(uid))
             })
             && self.generation.is_none_or(|generation| {
                 number(line.get("generation").or_else(|| detail("generation"))) == Some(generation)

@@ -78,7 +78,7 @@ impl Site {
 
 fn admin(action: &'static str) -> AdminRecord {
     let details = json!({"generation": 3, "reason": "quote \" and\nline end"});
-    let who = Who { uid: 1000, gid: 1000, pid: Some(7) };
+    let who = Who { uid: 0, login_uid: Some(1000), gid: 1000, pid: Some(7) };
     let serde_json::Value::Object(details) = details else { unreachable!() };
     AdminRecord { at: SystemTime::now(), action, phase: Phase::Intent, who: Some(who), details }
 }
@@ -282,7 +282,7 @@ fn filters_pick_by_time_action_person_generation_and_outcome() {
     assert_eq!(count(Filter { until: Some(SystemTime::now() - hour), ..Filter::default() }), 0);
     assert_eq!(count(Filter { action: Some("rotate".into()), ..Filter::default() }), 1);
     assert_eq!(count(Filter { uid: Some(1000), ..Filter::default() }), 2);
-    assert_eq!(count(Filter { uid: Some(0), ..Filter::default() }), 1);
+    assert_eq!(count(Filter { uid: Some(0), ..Filter::default() }), 3, "whoever he logged in as");
     assert_eq!(count(Filter { generation: Some(3), ..Filter::default() }), 3);
     assert_eq!(count(Filter { outcome: Some("intent".into()), ..Filter::default() }), 2);
 }

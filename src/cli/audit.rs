@@ -161,7 +161,13 @@ fn ago(span: Option<Duration>) -> u64 {
 fn row(line: &Value) -> Vec<String> {
     let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
     let time = text(line.get("time"));
-    let uid = line.get("peer_uid").or_else(|| line.get("who")?.get("uid")).map(ToString::to_string);
+    let who = |name: &str| line.get("who")?.get(name).filter(|value| !value.is_null());
+    let uid =
+        line.get("peer_uid").or_else(|| who("uid")).map(|uid| match who("login_uid").filter(|login| *login != uid) {
+            // `sudo keystead …`, by the one who logged in.
+            Some(login) => format!("{uid} ({login})"),
+            None => uid.to_string(),
+        });
     let outcome = text(line.get("outcome").or_else(|| line.get("phase")));
     let details = match line.get("details").and_then(Value::as_object) {
         Some(details) => {
@@ -192,6 +198,8 @@ mod tests {
         let action = json!({"time": "2026-11-22T04:00:00.123Z", "action": "rotate", "phase": "done",
             "who": {"uid": 1000}, "details": {"generation": 3, "key_id": "ks1"}});
         assert_eq!(row(&action), ["2026-11-22 04:00:00", "rotate", "done", "1000", "generation=3 key_id=ks1"]);
+        let as_root = json!({"who": {"uid": 0, "login_uid": 1000}});
+        assert_eq!(row(&as_root)[3], "0 (1000)");
         let request = json!({"time": "2026-11-22T04:00:00.123Z", "action": "decrypt", "uid": "4b7d", "peer_uid": 0, "outcome": "ok"});
         assert_eq!(row(&request), ["2026-11-22 04:00:00", "decrypt", "ok", "0", "4b7d"]);
         assert_eq!(row(&json!({})), ["", "", "", "-", ""]);

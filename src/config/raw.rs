@@ -144,6 +144,7 @@ pub struct Admin {
     pub group: Option<Spanned<Account>>,
     pub allow_uids: Option<Vec<Spanned<Account>>>,
     pub allow_gids: Option<Vec<Spanned<Account>>>,
+    pub reflection: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

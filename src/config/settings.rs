@@ -76,6 +76,8 @@ pub struct AdminSettings {
     pub socket: SocketSettings,
     pub peers: PeerPolicy,
     pub roles: RolePolicy,
+    /// Whether clients may ask what the interface looks like.
+    pub reflection: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -486,6 +488,7 @@ impl Builder<'_> {
                 gids: self.gids("admin.allow_gids", raw.allow_gids)?,
             },
             roles: self.roles(roles)?,
+            reflection: raw.reflection.unwrap_or(false),
         })
     }
 

@@ -25,6 +25,8 @@ pub enum Order {
     Drain,
     /// Answer this with [`Report::Alive`].
     Ask,
+    /// The answer to [`Report::AskLogin`]; no user where the kernel was not told or this process may not know.
+    Login { pid: i32, uid: Option<u32> },
 }
 
 /// What the server tells the supervisor.
@@ -38,6 +40,8 @@ pub enum Report {
     Alive,
     /// An admin wants the custodian replaced, whichever it is: it ends by itself, as its connection is closed.
     ReplaceCustodian,
+    /// Which user this process logged in as: the server cannot read /proc.
+    AskLogin { pid: i32 },
     /// One line for the service manager.
     Status(String),
 }

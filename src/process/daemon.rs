@@ -9,6 +9,7 @@ use keystead_core::KeyringId;
 use keystead_core::availability::{Availability, SealReason};
 use keystead_wire::admin::v1::admin_server::AdminServer;
 use keystead_wire::admin::v1::{GetStatusResponse, Sandbox};
+use keystead_wire::health::v1::health_server::HealthServer;
 use keystead_wire::kms::v2::key_management_service_server::KeyManagementServiceServer;
 use tokio::sync::{Notify, watch};
 
@@ -24,12 +25,15 @@ use crate::memory;
 use crate::rpc::admin::{AdminService, DaemonFacts};
 use crate::rpc::audited::{AdminAudit, RequestAudit};
 use crate::rpc::authorized::Authorized;
+use crate::rpc::health::HealthService;
 use crate::rpc::incoming::{ConnectionCounters, Incoming, IncomingSettings};
 use crate::rpc::kms_v2::{KmsLimits, KmsV2};
+use crate::rpc::login::Logins;
 use crate::rpc::metrics::RequestMetrics;
 use crate::rpc::peer::PeerPolicy;
 use crate::rpc::roles::RolePolicy;
 use crate::rpc::serve::{ServeSettings, serve};
+use crate::rpc::services::{Services, reflection};
 use crate::service::clock::Clock;
 use crate::service::cloud::CloudSettings;
 use crate::service::keys::KeyService;
@@ -95,9 +99,10 @@ pub async fn run(
     }
     let lifecycle = Arc::new(lifecycle);
     let restarts = Arc::new(AtomicU32::new(0));
-    let (ending, ended) = watch::channel(false);
+    let (ending, end) = watch::channel(false);
+    let watched = end.clone();
     let ended = move || {
-        let mut ended = ended.clone();
+        let mut ended = watched.clone();
         async move {
             // Also when the sender is gone.
             let _ = ended.wait_for(|ended| *ended).await;
@@ -154,6 +159,9 @@ pub async fn run(
     tokio::spawn(follow_replacements(custody.clone(), reporter.clone()));
     let counted = restarts.clone();
     let hung = custody.hung();
+    let asking = reporter.clone();
+    let logins = Arc::new(Logins::new(move |pid| asking.ask_login(pid)));
+    let answered = logins.clone();
     tokio::spawn(async move {
         let attach = |stream, count| {
             counted.store(count, Ordering::Relaxed);
@@ -161,23 +169,31 @@ pub async fn run(
             changed.notify_one();
             Ok(())
         };
-        if let Err(error) = follow_orders(control, hung, attach).await {
+        if let Err(error) = follow_orders(control, hung, answered, attach).await {
             tracing::error!(%error, "the supervisor cannot be understood");
         }
         ending.send_replace(true);
     });
 
     let limits = KmsLimits { max_plaintext: settings.kms.max_plaintext };
+    let health = HealthServer::new(HealthService::new(keys.clone(), trail.clone(), end))
+        .max_decoding_message_size(MAX_ADMIN_MESSAGE);
     let kms_service = KeyManagementServiceServer::new(KmsV2::new(keys, limits, requests, RequestAudit::new(trail)))
         .max_decoding_message_size(limits.max_message());
-    let admin_service = AdminServer::from_arc(admin_api).max_decoding_message_size(MAX_ADMIN_MESSAGE);
-    let admin_service = Authorized::new(admin_service, audit);
+    let reflection = settings.admin.reflection.then(reflection).transpose().map_err(std::io::Error::other)?;
+    let admin_service = Services {
+        admin: AdminServer::from_arc(admin_api).max_decoding_message_size(MAX_ADMIN_MESSAGE),
+        health,
+        reflection: reflection.map(|service| service.max_decoding_message_size(MAX_ADMIN_MESSAGE)),
+    };
+    let admin_service = Authorized::new(admin_service, audit.clone());
     let kms_ends = ServeSettings {
         drain_timeout: settings.kms.drain_timeout,
         recycle_after: Some(RECYCLE_AFTER),
         harmless: "/v2.KeyManagementService/Status",
+        logins: None,
     };
-    let admin_ends = ServeSettings { recycle_after: None, ..kms_ends };
+    let admin_ends = ServeSettings { recycle_after: None, logins: Some(logins), ..kms_ends.clone() };
     let ready = reporter.clone();
     tokio::spawn(async move {
         settled(lifecycle).await;
@@ -187,6 +203,7 @@ pub async fn run(
         }
     });
     tokio::join!(serve(kms, kms_service, kms_ends, ended()), serve(admin, admin_service, admin_ends, ended()));
+    audit.tell_refusals().await;
     // Until here the channel is open: its end would tell the supervisor that this process is gone.
     drop(reporter);
     Ok(())

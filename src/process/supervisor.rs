@@ -328,6 +328,10 @@ impl Supervisor {
                         notify(NotifyState::Watchdog);
                     }
                 }
+                Ok(Some(Report::AskLogin { pid })) => {
+                    // One that is not answered shows as unknown.
+                    let _ = control.login(pid, login_uid(pid));
+                }
                 Ok(Some(Report::Status(text))) => notify(NotifyState::Status(&text)),
                 Ok(Some(Report::CustodianHung { restarts })) => self.replace_hung_custodian(restarts),
                 Ok(Some(Report::ReplaceCustodian)) => {
@@ -387,6 +391,12 @@ impl Supervisor {
             self.end(Outcome::ServerCannotStart);
         }
     }
+}
+
+/// By the kernel: the user whose session a process belongs to. Nothing of what no session began, or that is hidden from us.
+fn login_uid(pid: i32) -> Option<u32> {
+    let uid = std::fs::read_to_string(format!("/proc/{pid}/loginuid")).ok()?;
+    uid.trim_end().parse().ok().filter(|uid| *uid != u32::MAX)
 }
 
 fn notify(state: NotifyState<'_>) {

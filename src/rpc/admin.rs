@@ -281,6 +281,7 @@ impl Admin for AdminService {
         _request: Request<VerifyAuditRequest>,
     ) -> Result<Response<VerifyAuditResponse>, Status> {
         let trail = recorded(&self.audit)?;
+        self.audit.tell_refusals().await;
         // What was written since the last one is vouched for first; a line that was changed breaks the chain before it.
         let _ = trail.checkpoint().await;
         let read = trail.clone();
@@ -294,7 +295,8 @@ impl Admin for AdminService {
         let trail = recorded(&self.audit)?;
         let limit = usize::try_from(request.get_ref().limit).unwrap_or(usize::MAX);
         let filter = filter(request.into_inner());
-        // What waits for the writer is asked for, too.
+        // What is counted, and what waits for the writer, is asked for, too.
+        self.audit.tell_refusals().await;
         let _ = trail.checkpoint().await;
         let (sender, receiver) = mpsc::channel(64);
         tokio::task::spawn_blocking(move || {

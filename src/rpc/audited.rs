@@ -1,12 +1,14 @@
 //! Requests and admin actions on their way into the audit trail.
 
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Map, Value, json};
 use tonic::{Code, Request, Status};
 
 use super::metrics::Method;
 use super::peer::Caller;
+use super::refusals::{FIRST_WINDOW, Refusals, Repeats};
 use crate::audit::{AdminRecord, AuditError, Phase, RequestRecord, Trail, Who};
 
 /// The audit trail as the KMS service uses it; without one, or where requests are not recorded, all of it costs a branch.
@@ -54,7 +56,10 @@ impl RequestAudit {
 
 /// The audit trail as the admin service uses it.
 #[derive(Clone)]
-pub struct AdminAudit(Option<Trail>);
+pub struct AdminAudit {
+    trail: Option<Trail>,
+    refusals: Arc<Refusals>,
+}
 
 /// An action whose intent is recorded. One that is dropped without an outcome was broken off, and is recorded as that.
 pub struct Audited {
@@ -65,11 +70,11 @@ pub struct Audited {
 
 impl AdminAudit {
     pub fn new(trail: Option<Trail>) -> Self {
-        Self(trail)
+        Self { trail, refusals: Arc::default() }
     }
 
     pub fn trail(&self) -> Option<&Trail> {
-        self.0.as_ref()
+        self.trail.as_ref()
     }
 
     /// Records who is about to do what, durably, before it is done.
@@ -83,8 +88,8 @@ impl AdminAudit {
         details: Value,
     ) -> Result<Audited, Status> {
         let who = request.extensions().get().copied().map(who);
-        let audited = Audited { trail: self.0.clone(), action, who };
-        if let Some(trail) = &self.0
+        let audited = Audited { trail: self.trail.clone(), action, who };
+        if let Some(trail) = &self.trail
             && let Err(error) = trail.record(audited.line(Phase::Intent, details)).await
             && trail.stops()
         {
@@ -93,14 +98,45 @@ impl AdminAudit {
         Ok(audited)
     }
 
-    /// Records that somebody may not do what he asked for.
+    /// Records that somebody may not do what he asked for: at once, or with the repeats of the same.
     pub(super) async fn refused(&self, action: &'static str, caller: Option<Caller>) {
         let who = caller.map(who);
-        tracing::warn!(action, uid = who.map(|who| who.uid), pid = who.and_then(|who| who.pid), "refused");
-        if let Some(trail) = &self.0 {
+        let Some(first) = self.refusals.count(action, who, Instant::now()) else {
+            return tracing::debug!(action, uid = who.map(|who| who.uid), pid = who.and_then(|who| who.pid), "refused");
+        };
+        self.write_refusal(action, who, json!({})).await;
+        let audit = self.clone();
+        tokio::spawn(async move {
+            let mut window = FIRST_WINDOW;
+            loop {
+                tokio::time::sleep(window).await;
+                let Some((repeats, next)) = audit.refusals.close(first, Instant::now()) else { return };
+                audit.write_repeats(repeats).await;
+                window = next;
+            }
+        });
+    }
+
+    /// Records what was counted so far: for whoever reads the trail, and at the end.
+    pub async fn tell_refusals(&self) {
+        for repeats in self.refusals.untold(Instant::now()) {
+            self.write_repeats(repeats).await;
+        }
+    }
+
+    async fn write_repeats(&self, repeats: Repeats) {
+        let details = json!({"repeated": repeats.repeated, "seconds": repeats.within.as_secs()});
+        self.write_refusal(repeats.action, repeats.who, details).await;
+    }
+
+    async fn write_refusal(&self, action: &'static str, who: Option<Who>, details: Value) {
+        let (uid, login_uid) = (who.map(|who| who.uid), who.and_then(|who| who.login_uid));
+        let (pid, repeated) = (who.and_then(|who| who.pid), details["repeated"].as_u64());
+        tracing::warn!(action, uid, login_uid, pid, repeated, "refused");
+        if let Some(trail) = &self.trail {
             let refused = Audited { trail: None, action, who };
             // Refused it is in any case; that it cannot be recorded is the trail's own alarm.
-            let _ = trail.record(refused.line(Phase::Refused, json!({}))).await;
+            let _ = trail.record(refused.line(Phase::Refused, details)).await;
         }
     }
 }
@@ -146,7 +182,7 @@ impl Drop for Audited {
 }
 
 fn who(caller: Caller) -> Who {
-    Who { uid: caller.uid, gid: caller.gid, pid: caller.pid }
+    Who { uid: caller.uid, login_uid: caller.login_uid, gid: caller.gid, pid: caller.pid }
 }
 
 /// UNAVAILABLE: kube-apiserver tries again, and the trail may be mended meanwhile.

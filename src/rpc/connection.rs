@@ -3,6 +3,7 @@
 //! Once the handshake is through it adds one branch to each read and nothing to writes.
 
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -55,6 +56,12 @@ impl Connection {
             self.handshake = None;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 

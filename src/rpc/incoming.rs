@@ -100,7 +100,6 @@ impl Incoming {
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
         if !caller.admitted {
             self.counters.unadmitted.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(uid = caller.uid, gid = caller.gid, pid = caller.pid, "a peer that is not listed connected");
         }
         Some(Connection::new(stream, caller, slot, self.settings.handshake_deadline))
     }

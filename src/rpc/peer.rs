@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use tokio::net::UnixStream;
 
-use super::peer_groups;
+use super::peer_options;
 use super::roles::{Rights, RolePolicy};
 
 /// The process that connected, at the moment it did.
@@ -37,6 +37,8 @@ pub struct Caller {
     pub uid: u32,
     pub gid: u32,
     pub pid: Option<i32>,
+    /// The user that the peer's session was opened by, whoever it became since; on the admin socket, as far as it is known.
+    pub login_uid: Option<u32>,
     pub admitted: bool,
     /// On the admin socket.
     pub rights: Rights,
@@ -50,7 +52,7 @@ impl Peer {
             uid: credentials.uid(),
             gid: credentials.gid(),
             pid: credentials.pid().filter(|pid| *pid != 0),
-            groups: peer_groups::of(stream.as_fd())?,
+            groups: peer_options::groups(stream.as_fd())?,
         })
     }
 }
@@ -66,7 +68,7 @@ impl PeerPolicy {
         let rights = roles.rights(peer);
         // Whoever holds a role must be able to come in and use it.
         let admitted = self.allows(peer) || (roles.grants.is_some() && !rights.is_empty());
-        Caller { uid: peer.uid, gid: peer.gid, pid: peer.pid, admitted, rights }
+        Caller { uid: peer.uid, gid: peer.gid, pid: peer.pid, login_uid: None, admitted, rights }
     }
 }
 

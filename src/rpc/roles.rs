@@ -79,8 +79,12 @@ impl Action {
         Self::ALL.into_iter().find(|action| action.name() == name)
     }
 
-    /// What a method of the admin service does; by the path of its request.
+    /// What a method of a service on the admin socket does; by the path of its request.
     pub(super) fn of_path(path: &str) -> Option<Self> {
+        // They tell less than Status does: whether keys are served, and what the interface looks like.
+        if ["/grpc.health.", "/grpc.reflection."].iter().any(|service| path.starts_with(service)) {
+            return Some(Self::Status);
+        }
         Some(match path.strip_prefix("/keystead.admin.v1.Admin/")? {
             "GetStatus" => Self::Status,
             "ListGenerations" => Self::ListGenerations,
@@ -241,6 +245,9 @@ mod tests {
         assert!(methods.len() >= Action::ALL.len());
         for method in methods {
             assert!(Action::of_path(&format!("/keystead.admin.v1.Admin/{method}")).is_some(), "{method}");
+        }
+        for method in ["health.v1.Health/Watch", "reflection.v1.ServerReflection/ServerReflectionInfo"] {
+            assert_eq!(Action::of_path(&format!("/grpc.{method}")), Some(Action::Status));
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,6 +25,8 @@ use tower::Service;
 
 use super::authority::WithoutAuthority;
 use super::connection::Connection;
+use super::login::Logins;
+use super::peer::Caller;
 
 /// Streams that one connection may have open; kube-apiserver uses a handful.
 const MAX_STREAMS: u32 = 200;
@@ -32,7 +35,7 @@ const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 
 /// How connections end.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ServeSettings {
     /// How long running requests may take after shutdown was asked for.
     pub drain_timeout: Duration,
@@ -40,6 +43,8 @@ pub struct ServeSettings {
     pub recycle_after: Option<Duration>,
     /// Path of the one method that carries no keys, and so does not make a connection one to recycle.
     pub harmless: &'static str,
+    /// `None`: which user somebody logged in as makes no difference here.
+    pub logins: Option<Arc<Logins>>,
 }
 
 /// Serves until `shutdown` completes, then drains.
@@ -61,7 +66,7 @@ pub async fn serve<S>(
             () = shutdown.as_mut() => break,
             Some(accepted) = incoming.next() => match accepted {
                 Ok(io) => {
-                    connections.spawn(connection(io, service.clone(), settings, closed.clone()));
+                    connections.spawn(connection(io, service.clone(), settings.clone(), closed.clone()));
                 }
                 Err(error) => tracing::warn!(%error, "a connection could not be accepted"),
             },
@@ -82,7 +87,14 @@ where
     S: Service<Request<Body>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
-    let caller = io.connect_info();
+    let mut caller = io.connect_info();
+    if let (Some(logins), Some(pid)) = (&settings.logins, caller.pid) {
+        caller.login_uid = logins.of(io.as_fd(), pid).await;
+    }
+    if !caller.admitted {
+        let Caller { uid, gid, pid, login_uid, .. } = caller;
+        tracing::warn!(uid, gid, pid, login_uid, "a peer that is not listed connected");
+    }
     let activity = Arc::new(Activity::new());
     let watched = activity.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Body>| {

@@ -15,7 +15,7 @@ use keystead_core::availability::{Availability, SealReason};
 use keystead_core::envelope::{EnvelopeError, EnvelopeKey, NONCE_LEN};
 use keystead_core::keyring::{Generation, Keyring};
 use keystead_core::{EnvelopeContext, Kek, KeyId};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use zeroize::Zeroizing;
 
 use super::offline;
@@ -26,6 +26,8 @@ use crate::memory;
 /// Serves one keyring. Cheap to share; every method may be called from any task.
 pub struct KeyService {
     serving: ArcSwap<Serving>,
+    /// Changes with it.
+    published: watch::Sender<()>,
     custody: CustodyClient,
     /// As many unwraps at a time as the custodian has sessions: more would only wait there, against their deadline.
     unwraps: Arc<Semaphore>,
@@ -118,7 +120,7 @@ impl KeyService {
         let serving =
             Serving { availability: Availability::Sealed(SealReason::Starting), reason: "starting".into(), keys: None };
         let unwraps = Arc::new(Semaphore::new(sessions.max(1)));
-        Self { serving: ArcSwap::from_pointee(serving), custody, unwraps }
+        Self { serving: ArcSwap::from_pointee(serving), published: watch::Sender::new(()), custody, unwraps }
     }
 
     /// What is served now.
@@ -129,6 +131,23 @@ impl KeyService {
     /// Swaps what is served; running requests finish on what they began with.
     pub fn publish(&self, serving: Serving) {
         self.serving.store(Arc::new(serving));
+        self.published.send_replace(());
+    }
+
+    /// Changes whenever something else is served.
+    pub fn published(&self) -> watch::Receiver<()> {
+        self.published.subscribe()
+    }
+
+    /// Whether Encrypt would be served at this moment.
+    ///
+    /// # Errors
+    /// What Encrypt would answer.
+    pub fn ready(&self) -> Result<(), ServeError> {
+        match self.serving.load().active()?.is_loaded() {
+            true => Ok(()),
+            false => Err(not_loaded()),
+        }
     }
 
     /// The key ID that Encrypt uses now. No I/O, no allocation but the string.
@@ -141,7 +160,7 @@ impl KeyService {
         let serving = self.serving.load();
         let slot = serving.active()?;
         let loaded = slot.loaded.load();
-        let keys = loaded.as_ref().ok_or_else(|| ServeError::Sealed("the active key is not loaded".into()))?;
+        let keys = loaded.as_ref().ok_or_else(not_loaded)?;
         let mut nonce = [0; NONCE_LEN];
         getrandom::fill(&mut nonce).map_err(|_| ServeError::NoRandomness)?;
         let ciphertext = keys.envelope.encrypt(&slot.context, nonce, plaintext);
@@ -192,6 +211,10 @@ impl KeyService {
         };
         loading.await
     }
+}
+
+fn not_loaded() -> ServeError {
+    ServeError::Sealed("the active key is not loaded".into())
 }
 
 /// Unwraps one generation and files its keys; a failure is for the present waiters only.

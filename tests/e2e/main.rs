@@ -20,6 +20,7 @@ mod doctor;
 mod etcd;
 mod grpcio;
 mod guard;
+mod health;
 mod hotswap;
 mod input;
 mod kms;

@@ -114,3 +114,74 @@ async fn who_holds_no_role_may_not_even_look() {
     assert_eq!(site.keystead(["status"]).status.code(), Some(4));
     assert!(daemon.stop().success());
 }
+
+/// As `sudo keystead …` does it: the kernel keeps whose session it is.
+#[tokio::test]
+async fn whose_session_it_is_stands_in_the_trail_whoever_he_became() {
+    const LOGGED_IN: &str = r#"echo 4242 >/proc/self/loginuid || exit 99; exec "$@""#;
+    let site = Site::initialized("");
+    let roles = format!("[roles]\nviewer = {{ uids = [{0}] }}\nauditor = {{ uids = [{0}] }}", own_uid());
+    with_roles(&site, &roles);
+    let daemon = site.serve().await;
+    let rotate = |shell: &[&str]| {
+        let command = site.command(["key", "rotate", "--yes"]);
+        let mut logged_in = std::process::Command::new(shell.first().copied().unwrap_or("env"));
+        logged_in.args(shell.iter().skip(1)).arg(command.get_program()).args(command.get_args());
+        logged_in.env("KEYSTEAD_CONFIG", site.config()).output().unwrap()
+    };
+    let refused = |uid: &str| {
+        let shown = site.keystead(["audit", "query", "--outcome", "refused", "--uid", uid, "--output", "json"]);
+        serde_json::from_str::<Vec<serde_json::Value>>(&shown.expect_success()).unwrap()
+    };
+    if fs::read_to_string("/proc/self/loginuid").is_ok_and(|uid| uid == u32::MAX.to_string()) {
+        assert_eq!(rotate(&[]).status.code(), Some(4));
+        let lines = refused(&own_uid().to_string());
+        assert!(lines.len() == 1 && lines[0]["who"].get("login_uid").is_none(), "{lines:?}");
+    }
+    let output = rotate(&["sh", "-c", LOGGED_IN, "sh"]);
+    if output.status.code() == Some(99) {
+        println!("a login uid cannot be set here: that one is recorded is tested as root only");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let lines = refused("4242");
+    assert!(
+        lines.len() == 1 && lines[0]["who"]["uid"] == own_uid() && lines[0]["who"]["login_uid"] == 4242,
+        "{lines:?}"
+    );
+    assert!(daemon.log().contains("\"login_uid\":4242"), "{}", daemon.log());
+    assert!(daemon.stop().success());
+}
+
+/// The first of them stands in the trail by itself, the others in one line.
+#[tokio::test]
+async fn a_loop_of_refused_calls_is_two_lines_in_the_trail_and_in_the_log() {
+    let site = Site::initialized("");
+    with_roles(&site, &format!("[roles]\nviewer = {{ uids = [{0}] }}\nauditor = {{ uids = [{0}] }}", own_uid()));
+    let daemon = site.serve().await;
+    let mut admin = daemon.admin().await;
+    for _ in 0..500 {
+        assert_eq!(admin.rotate(RotateRequest::default()).await.unwrap_err().code(), tonic::Code::PermissionDenied);
+    }
+    let refused = || {
+        let shown = site.keystead(["audit", "query", "--outcome", "refused", "--output", "json"]).expect_success();
+        serde_json::from_str::<Vec<serde_json::Value>>(&shown).unwrap()
+    };
+    let lines = refused();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!(
+        (&lines[0]["details"]["repeated"], &lines[1]["details"]["repeated"]),
+        (&serde_json::Value::Null, &499.into())
+    );
+    assert!(lines.iter().all(|line| line["action"] == "rotate" && line["who"]["uid"] == own_uid()), "{lines:?}");
+    assert_eq!(daemon.log().matches("\"refused\"").count(), 2, "{}", daemon.log());
+    // Also what nobody has asked for when the daemon ends.
+    assert!(admin.rotate(RotateRequest::default()).await.is_err());
+    drop(admin);
+    assert!(daemon.stop().success());
+    let daemon = site.serve().await;
+    let lines = refused();
+    assert!(lines.len() == 3 && lines[2]["details"]["repeated"] == 1, "{lines:?}");
+    site.keystead(["audit", "verify"]).expect_success();
+    assert!(daemon.stop().success());
+}

@@ -16,6 +16,7 @@ use keystead::process::sandbox::SandboxSettings;
 use keystead::process::server::{CANNOT_START, follow_orders};
 use keystead::process::supervisor::{SupervisorSettings, supervise as run_supervisor};
 use keystead::process::{custodian as custodian_root, server as server_root};
+use keystead::rpc::login::Logins;
 use keystead::rpc::socket::SocketSettings;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -92,7 +93,8 @@ pub fn server() -> ExitCode {
             reporter.status("serving").unwrap();
             reporter.ready().unwrap();
             let facts = Arc::clone(&facts);
-            let orders = follow_orders(control, hung, move |stream, restarts| {
+            let nobody = Arc::new(Logins::new(|_| Ok(())));
+            let orders = follow_orders(control, hung, nobody, move |stream, restarts| {
                 stream.set_nonblocking(true)?;
                 let stream = tokio::net::UnixStream::from_std(stream)?;
                 facts.lock().unwrap().insert("restarts", restarts.to_string());

@@ -17,6 +17,16 @@ pub mod admin {
     }
 }
 
+/// The health service of gRPC.
+pub mod health {
+    pub mod v1 {
+        tonic::include_proto!("grpc.health.v1");
+    }
+}
+
+/// Descriptors of the services on the admin socket, for reflection.
+pub const ADMIN_SOCKET: &[u8] = tonic::include_file_descriptor_set!("admin_socket");
+
 /// The part of etcd's API that reads keys.
 #[cfg(feature = "etcd")]
 pub mod etcd {

@@ -14,11 +14,16 @@ use super::{Order, Report};
 const NEW_CUSTODIAN: u8 = b'C';
 const DRAIN: u8 = b'D';
 const ASK: u8 = b'?';
+const LOGIN: u8 = b'L';
 const READY: u8 = b'R';
 const CUSTODIAN_HUNG: u8 = b'H';
 const ALIVE: u8 = b'A';
 const REPLACE_CUSTODIAN: u8 = b'P';
+const ASK_LOGIN: u8 = b'W';
 const STATUS: u8 = b'S';
+
+/// In place of a user: the kernel's own word for none.
+const NO_USER: u32 = u32::MAX;
 
 /// Longer ones are cut.
 const MOST_STATUS_BYTES: usize = 512;
@@ -36,6 +41,10 @@ pub(super) fn encode_ask() -> Vec<u8> {
     vec![ASK]
 }
 
+pub(super) fn encode_login(pid: i32, uid: Option<u32>) -> Vec<u8> {
+    [&[LOGIN][..], &pid.to_be_bytes(), &uid.unwrap_or(NO_USER).to_be_bytes()].concat()
+}
+
 pub(super) fn decode_order(bytes: &[u8], fd: Option<OwnedFd>) -> io::Result<Order> {
     match (bytes.split_first(), fd) {
         (Some((&NEW_CUSTODIAN, restarts)), Some(fd)) => {
@@ -43,6 +52,10 @@ pub(super) fn decode_order(bytes: &[u8], fd: Option<OwnedFd>) -> io::Result<Orde
         }
         (Some((&DRAIN, [])), None) => Ok(Order::Drain),
         (Some((&ASK, [])), None) => Ok(Order::Ask),
+        (Some((&LOGIN, [pid @ .., _, _, _, _])), None) => {
+            let uid = number(&bytes[bytes.len() - 4..])?;
+            Ok(Order::Login { pid: number(pid)?.cast_signed(), uid: (uid != NO_USER).then_some(uid) })
+        }
         _ => Err(malformed()),
     }
 }
@@ -53,6 +66,7 @@ pub(super) fn encode_report(report: &Report) -> Vec<u8> {
         Report::Alive => vec![ALIVE],
         Report::CustodianHung { restarts } => [&[CUSTODIAN_HUNG][..], &restarts.to_be_bytes()].concat(),
         Report::ReplaceCustodian => vec![REPLACE_CUSTODIAN],
+        Report::AskLogin { pid } => [&[ASK_LOGIN][..], &pid.to_be_bytes()].concat(),
         Report::Status(text) => {
             let end = text.floor_char_boundary(MOST_STATUS_BYTES);
             [&[STATUS], &text.as_bytes()[..end]].concat()
@@ -66,6 +80,7 @@ pub(super) fn decode_report(bytes: &[u8]) -> io::Result<Report> {
         Some((&ALIVE, [])) => Ok(Report::Alive),
         Some((&CUSTODIAN_HUNG, restarts)) => Ok(Report::CustodianHung { restarts: number(restarts)? }),
         Some((&REPLACE_CUSTODIAN, [])) => Ok(Report::ReplaceCustodian),
+        Some((&ASK_LOGIN, pid)) => Ok(Report::AskLogin { pid: number(pid)?.cast_signed() }),
         Some((&STATUS, text)) => {
             let text = std::str::from_utf8(text).map_err(|_| malformed())?;
             Ok(Report::Status(text.to_owned()))

@@ -60,6 +60,11 @@ impl ControlReporter {
         self.report(&Report::ReplaceCustodian)
     }
 
+    /// Which user this process logged in as; the answer is [`Order::Login`].
+    pub fn ask_login(&self, pid: i32) -> io::Result<()> {
+        self.report(&Report::AskLogin { pid })
+    }
+
     /// One line for the service manager; cut at 512 bytes.
     pub fn status(&self, text: &str) -> io::Result<()> {
         self.report(&Report::Status(text.to_owned()))

@@ -28,6 +28,11 @@ impl ControlSupervisorEnd {
         frame::send(self.as_fd(), &frame::encode_ask(), None)
     }
 
+    /// The answer to [`Report::AskLogin`].
+    pub fn login(&self, pid: i32, uid: Option<u32>) -> io::Result<()> {
+        frame::send(self.as_fd(), &frame::encode_login(pid, uid), None)
+    }
+
     /// The next report. Nothing when the server is gone, `WouldBlock` when it has said nothing.
     pub fn receive(&self) -> io::Result<Option<Report>> {
         // A descriptor that comes along is closed: the server has none to give.

@@ -39,6 +39,8 @@ async fn orders_keep_their_order_and_the_end_is_seen() {
         supervisor.new_custodian(UnixStream::pair().unwrap().0, restarts).unwrap();
     }
     supervisor.ask().unwrap();
+    supervisor.login(7, Some(1000)).unwrap();
+    supervisor.login(i32::MAX, None).unwrap();
     supervisor.drain().unwrap();
     drop(supervisor);
     for expected in 0..3 {
@@ -46,6 +48,8 @@ async fn orders_keep_their_order_and_the_end_is_seen() {
         assert!(matches!(order, Some(Order::NewCustodian { restarts, .. }) if restarts == expected), "{order:?}");
     }
     assert!(matches!(server.next().await.unwrap(), Some(Order::Ask)));
+    assert!(matches!(server.next().await.unwrap(), Some(Order::Login { pid: 7, uid: Some(1000) })));
+    assert!(matches!(server.next().await.unwrap(), Some(Order::Login { pid: i32::MAX, uid: None })));
     assert!(matches!(server.next().await.unwrap(), Some(Order::Drain)));
     assert!(server.next().await.unwrap().is_none());
 }
@@ -60,12 +64,14 @@ async fn reports_arrive_and_long_ones_are_cut_between_letters() {
     reporter.alive().unwrap();
     reporter.custodian_hung(3).unwrap();
     reporter.replace_custodian().unwrap();
+    reporter.ask_login(7).unwrap();
     reporter.status(&"é".repeat(1000)).unwrap();
     reporter.status("").unwrap();
     assert_eq!(supervisor.receive().unwrap(), Some(Report::Ready));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::Alive));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::CustodianHung { restarts: 3 }));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::ReplaceCustodian));
+    assert_eq!(supervisor.receive().unwrap(), Some(Report::AskLogin { pid: 7 }));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::Status("é".repeat(256))));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::Status(String::new())));
     drop((server, reporter));
@@ -84,14 +90,19 @@ async fn nonsense_is_an_error_on_both_ends() {
     let (supervisor, fd) = pair().unwrap();
     let raw = fd.try_clone().unwrap();
     let mut server = ControlServerEnd::new(fd).unwrap();
-    for bytes in [&b"X"[..], b"R.", b"A.", b"P.", b"H\0\0\0", b"H\0\0\0\0\0", b"S\xff", &[b'S'; 2000]] {
+    for bytes in [&b"X"[..], b"R.", b"A.", b"P.", b"H\0\0\0", b"H\0\0\0\0\0", b"W\0\0\0", b"S\xff", &[b'S'; 2000]] {
         frame::send(raw.as_fd(), bytes, None).unwrap();
         assert_eq!(supervisor.receive().unwrap_err().kind(), io::ErrorKind::InvalidData, "{bytes:?}");
     }
     let (one, other) = UnixStream::pair().unwrap();
-    for (bytes, fd) in
-        [(&b"X"[..], None), (b"C\0\0\0\0", None), (b"C\0\0\0", Some(&one)), (b"?.", None), (b"D", Some(&other))]
-    {
+    for (bytes, fd) in [
+        (&b"X"[..], None),
+        (b"C\0\0\0\0", None),
+        (b"C\0\0\0", Some(&one)),
+        (b"?.", None),
+        (b"L\0\0\0\x01\0\0\0", None),
+        (b"D", Some(&other)),
+    ] {
         frame::send(supervisor.as_fd(), bytes, fd.map(AsFd::as_fd)).unwrap();
         assert_eq!(server.next().await.unwrap_err().kind(), io::ErrorKind::InvalidData, "{bytes:?}");
     }

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use crate::process::control::{ControlServerEnd, Order};
+use crate::rpc::login::Logins;
 
 /// Attaches each new custodian, and has one replaced whenever `hung` changes. Returns when it is time to drain: by
 /// order, or because the supervisor is gone.
@@ -18,6 +20,7 @@ use crate::process::control::{ControlServerEnd, Order};
 pub async fn follow_orders(
     mut control: ControlServerEnd,
     mut hung: watch::Receiver<u64>,
+    logins: Arc<Logins>,
     mut attach: impl FnMut(UnixStream, u32) -> io::Result<()>,
 ) -> io::Result<()> {
     let reporter = control.reporter();
@@ -40,6 +43,7 @@ pub async fn follow_orders(
                         }
                     });
                 }
+                Some(Order::Login { pid, uid }) => logins.answer(pid, uid),
                 Some(Order::Drain) | None => return Ok(()),
             },
             changed = hung.changed(), if hung_is_told => match (changed, present) {
@@ -57,13 +61,17 @@ mod tests {
     use super::*;
     use crate::process::control::{self, Report};
 
+    fn nobody() -> Arc<Logins> {
+        Arc::new(Logins::new(|_| Ok(())))
+    }
+
     #[tokio::test]
     async fn custodians_are_attached_and_the_hung_one_is_named() {
         let (supervisor, fd) = control::pair().unwrap();
         let control = ControlServerEnd::new(fd).unwrap();
         let (tell, hung) = watch::channel(0);
         let (attached, mut seen) = tokio::sync::mpsc::unbounded_channel();
-        let server = tokio::spawn(follow_orders(control, hung, move |_, restarts| {
+        let server = tokio::spawn(follow_orders(control, hung, nobody(), move |_, restarts| {
             attached.send(restarts).map_err(io::Error::other)
         }));
         for restarts in [4, 5] {
@@ -88,7 +96,7 @@ mod tests {
         let (supervisor, fd) = control::pair().unwrap();
         let control = ControlServerEnd::new(fd).unwrap();
         let (_tell, hung) = watch::channel(0);
-        let server = tokio::spawn(follow_orders(control, hung, |_, _| Ok(())));
+        let server = tokio::spawn(follow_orders(control, hung, nobody(), |_, _| Ok(())));
         for _ in 0..3 {
             supervisor.ask().unwrap();
             loop {
@@ -108,6 +116,6 @@ mod tests {
         let control = ControlServerEnd::new(fd).unwrap();
         let (_tell, hung) = watch::channel(0);
         drop(supervisor);
-        follow_orders(control, hung, |_, _| Ok(())).await.unwrap();
+        follow_orders(control, hung, nobody(), |_, _| Ok(())).await.unwrap();
     }
 }
