@@ -9,13 +9,19 @@ use serde_json::{Map, Value};
 /// Longest string of a peer's that is written, in bytes.
 const MAX_TEXT: usize = 512;
 
-/// Who asked: the kernel's word on the peer of a socket.
+/// Who asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Who {
-    pub uid: u32,
-    pub gid: u32,
-    /// `None` where the peer lives in another process namespace.
-    pub pid: Option<i32>,
+#[serde(untagged)]
+pub enum Who {
+    /// The kernel's word on the peer of a socket.
+    Peer {
+        uid: u32,
+        gid: u32,
+        /// `None` where the peer lives in another process namespace.
+        pid: Option<i32>,
+    },
+    /// The daemon itself, by this part of it: `schedule`, `signal`.
+    Daemon(&'static str),
 }
 
 /// An admin action, before and after, or a change of state that nobody asked for.
@@ -25,7 +31,7 @@ pub struct AdminRecord {
     /// `rotate`, `disable`, …
     pub action: &'static str,
     pub phase: Phase,
-    /// `None` for what the daemon does by itself.
+    /// `None` for what nobody asked for.
     pub who: Option<Who>,
     /// What it was about: generation, key ID, reason. No secrets.
     pub details: Map<String, Value>,

@@ -161,7 +161,10 @@ fn ago(span: Option<Duration>) -> u64 {
 fn row(line: &Value) -> Vec<String> {
     let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
     let time = text(line.get("time"));
-    let uid = line.get("peer_uid").or_else(|| line.get("who")?.get("uid")).map(ToString::to_string);
+    let who = line.get("who");
+    let uid = line.get("peer_uid").or_else(|| who?.get("uid")).map(ToString::to_string);
+    // What the daemon did by itself has a name instead.
+    let uid = uid.or_else(|| who?.as_str().map(ToOwned::to_owned));
     let outcome = text(line.get("outcome").or_else(|| line.get("phase")));
     let details = match line.get("details").and_then(Value::as_object) {
         Some(details) => {
@@ -192,6 +195,8 @@ mod tests {
         let action = json!({"time": "2026-11-22T04:00:00.123Z", "action": "rotate", "phase": "done",
             "who": {"uid": 1000}, "details": {"generation": 3, "key_id": "ks1"}});
         assert_eq!(row(&action), ["2026-11-22 04:00:00", "rotate", "done", "1000", "generation=3 key_id=ks1"]);
+        let own = json!({"time": "2026-11-22T04:00:00.123Z", "action": "rotate", "phase": "intent", "who": "schedule"});
+        assert_eq!(row(&own), ["2026-11-22 04:00:00", "rotate", "intent", "schedule", ""]);
         let request = json!({"time": "2026-11-22T04:00:00.123Z", "action": "decrypt", "uid": "4b7d", "peer_uid": 0, "outcome": "ok"});
         assert_eq!(row(&request), ["2026-11-22 04:00:00", "decrypt", "ok", "0", "4b7d"]);
         assert_eq!(row(&json!({})), ["", "", "", "-", ""]);

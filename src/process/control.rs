@@ -25,6 +25,8 @@ pub enum Order {
     Drain,
     /// Answer this with [`Report::Alive`].
     Ask,
+    /// The configuration was read again: a [`Verdict`](super::reload::Verdict) in a memory file.
+    Reload { verdict: OwnedFd },
 }
 
 /// What the server tells the supervisor.
@@ -38,6 +40,10 @@ pub enum Report {
     Alive,
     /// An admin wants the custodian replaced, whichever it is: it ends by itself, as its connection is closed.
     ReplaceCustodian,
+    /// An admin wants the configuration read again; the verdict names this ticket.
+    Reload { ticket: u32 },
+    /// What came of a verdict.
+    Reloaded { ticket: u32, applied: bool },
     /// One line for the service manager.
     Status(String),
 }

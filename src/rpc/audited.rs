@@ -14,7 +14,7 @@ pub struct RequestAudit(Option<Trail>);
 
 impl RequestAudit {
     pub fn new(trail: Option<Trail>) -> Self {
-        Self(trail.filter(Trail::wants_requests))
+        Self(trail)
     }
 
     /// Nothing is opened or closed that must be recorded and cannot be.
@@ -33,7 +33,8 @@ impl RequestAudit {
         latency: Duration,
         outcome: Result<T, Status>,
     ) -> Result<T, Status> {
-        let Some(trail) = &self.0 else { return outcome };
+        // A reload may have changed it since it was admitted.
+        let Some(trail) = self.0.as_ref().filter(|trail| trail.wants_requests()) else { return outcome };
         let recorded = trail.record_request(RequestRecord {
             at: SystemTime::now(),
             action: match method {
@@ -82,7 +83,14 @@ impl AdminAudit {
         request: &Request<T>,
         details: Value,
     ) -> Result<Audited, Status> {
-        let who = request.extensions().get().copied().map(who);
+        self.intent_of(action, request.extensions().get().copied().map(who), details).await
+    }
+
+    /// [`Self::intent`], where nobody came through the socket.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn intent_of(&self, action: &'static str, who: Option<Who>, details: Value) -> Result<Audited, Status> {
         let audited = Audited { trail: self.0.clone(), action, who };
         if let Some(trail) = &self.0
             && let Err(error) = trail.record(audited.line(Phase::Intent, details)).await
@@ -96,7 +104,12 @@ impl AdminAudit {
     /// Records that somebody may not do what he asked for.
     pub(super) async fn refused(&self, action: &'static str, caller: Option<Caller>) {
         let who = caller.map(who);
-        tracing::warn!(action, uid = who.map(|who| who.uid), pid = who.and_then(|who| who.pid), "refused");
+        tracing::warn!(
+            action,
+            uid = caller.map(|caller| caller.uid),
+            pid = caller.and_then(|caller| caller.pid),
+            "refused"
+        );
         if let Some(trail) = &self.0 {
             let refused = Audited { trail: None, action, who };
             // Refused it is in any case; that it cannot be recorded is the trail's own alarm.
@@ -146,7 +159,7 @@ impl Drop for Audited {
 }
 
 fn who(caller: Caller) -> Who {
-    Who { uid: caller.uid, gid: caller.gid, pid: caller.pid }
+    Who::Peer { uid: caller.uid, gid: caller.gid, pid: caller.pid }
 }
 
 /// UNAVAILABLE: kube-apiserver tries again, and the trail may be mended meanwhile.

@@ -1,16 +1,19 @@
 //! gRPC on unix sockets: the KMS v2 plugin service and the admin service.
 
 pub mod admin;
+pub mod admission;
 pub mod audited;
 mod authority;
 pub mod authorized;
 pub mod connection;
 pub mod incoming;
 pub mod kms_v2;
+pub mod limited;
 pub mod metrics;
 pub mod outlook;
 pub mod peer;
 mod peer_groups;
+pub mod reload;
 pub mod roles;
 mod scan;
 pub mod serve;

@@ -19,7 +19,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::Status;
-use tonic::transport::server::Connected;
 use tower::Service;
 
 use super::authority::WithoutAuthority;
@@ -82,11 +81,12 @@ where
     S: Service<Request<Body>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
-    let caller = io.connect_info();
+    let verdict = io.verdict();
     let activity = Arc::new(Activity::new());
     let watched = activity.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Body>| {
         watched.note(request.uri().path() != settings.harmless);
+        let caller = verdict.caller();
         let answer = caller.admitted.then(|| {
             request.extensions_mut().insert(caller);
             service.clone().call(request)

@@ -32,6 +32,7 @@ mod proxy;
 mod quickstart;
 mod recover;
 mod recovery;
+mod reload;
 mod roles;
 mod rotation;
 mod scan;

@@ -33,6 +33,7 @@ pub fn supervise(arguments: &[String]) -> ExitCode {
         pid_file: Some(folder.join("keystead.pid")),
         custodian_environment: BTreeMap::from([("MODULE_CONF".to_owned(), "for the module".to_owned())]),
         config: ConfigCopy { path: Some(folder.join("config.toml")), text: arguments[1].clone() },
+        reader: None,
     };
     match run_supervisor(settings) {
         Ok(outcome) => ExitCode::from(outcome.exit_code()),
@@ -92,13 +93,18 @@ pub fn server() -> ExitCode {
             reporter.status("serving").unwrap();
             reporter.ready().unwrap();
             let facts = Arc::clone(&facts);
-            let orders = follow_orders(control, hung, move |stream, restarts| {
-                stream.set_nonblocking(true)?;
-                let stream = tokio::net::UnixStream::from_std(stream)?;
-                facts.lock().unwrap().insert("restarts", restarts.to_string());
-                tokio::spawn(listen(stream, Arc::clone(&facts)));
-                Ok(())
-            });
+            let orders = follow_orders(
+                control,
+                hung,
+                move |stream, restarts| {
+                    stream.set_nonblocking(true)?;
+                    let stream = tokio::net::UnixStream::from_std(stream)?;
+                    facts.lock().unwrap().insert("restarts", restarts.to_string());
+                    tokio::spawn(listen(stream, Arc::clone(&facts)));
+                    Ok(())
+                },
+                |_| Ok(()),
+            );
             orders.await.unwrap();
             if mode == "deaf server" {
                 std::future::pending::<()>().await;

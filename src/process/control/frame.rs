@@ -19,6 +19,10 @@ const CUSTODIAN_HUNG: u8 = b'H';
 const ALIVE: u8 = b'A';
 const REPLACE_CUSTODIAN: u8 = b'P';
 const STATUS: u8 = b'S';
+const VERDICT: u8 = b'V';
+const RELOAD: u8 = b'L';
+const APPLIED: u8 = b'Y';
+const REFUSED: u8 = b'N';
 
 /// Longer ones are cut.
 const MOST_STATUS_BYTES: usize = 512;
@@ -36,6 +40,10 @@ pub(super) fn encode_ask() -> Vec<u8> {
     vec![ASK]
 }
 
+pub(super) fn encode_verdict() -> Vec<u8> {
+    vec![VERDICT]
+}
+
 pub(super) fn decode_order(bytes: &[u8], fd: Option<OwnedFd>) -> io::Result<Order> {
     match (bytes.split_first(), fd) {
         (Some((&NEW_CUSTODIAN, restarts)), Some(fd)) => {
@@ -43,6 +51,7 @@ pub(super) fn decode_order(bytes: &[u8], fd: Option<OwnedFd>) -> io::Result<Orde
         }
         (Some((&DRAIN, [])), None) => Ok(Order::Drain),
         (Some((&ASK, [])), None) => Ok(Order::Ask),
+        (Some((&VERDICT, [])), Some(fd)) => Ok(Order::Reload { verdict: fd }),
         _ => Err(malformed()),
     }
 }
@@ -53,6 +62,9 @@ pub(super) fn encode_report(report: &Report) -> Vec<u8> {
         Report::Alive => vec![ALIVE],
         Report::CustodianHung { restarts } => [&[CUSTODIAN_HUNG][..], &restarts.to_be_bytes()].concat(),
         Report::ReplaceCustodian => vec![REPLACE_CUSTODIAN],
+        Report::Reload { ticket } => [&[RELOAD][..], &ticket.to_be_bytes()].concat(),
+        Report::Reloaded { ticket, applied: true } => [&[APPLIED][..], &ticket.to_be_bytes()].concat(),
+        Report::Reloaded { ticket, applied: false } => [&[REFUSED][..], &ticket.to_be_bytes()].concat(),
         Report::Status(text) => {
             let end = text.floor_char_boundary(MOST_STATUS_BYTES);
             [&[STATUS], &text.as_bytes()[..end]].concat()
@@ -66,6 +78,9 @@ pub(super) fn decode_report(bytes: &[u8]) -> io::Result<Report> {
         Some((&ALIVE, [])) => Ok(Report::Alive),
         Some((&CUSTODIAN_HUNG, restarts)) => Ok(Report::CustodianHung { restarts: number(restarts)? }),
         Some((&REPLACE_CUSTODIAN, [])) => Ok(Report::ReplaceCustodian),
+        Some((&RELOAD, ticket)) => Ok(Report::Reload { ticket: number(ticket)? }),
+        Some((&APPLIED, ticket)) => Ok(Report::Reloaded { ticket: number(ticket)?, applied: true }),
+        Some((&REFUSED, ticket)) => Ok(Report::Reloaded { ticket: number(ticket)?, applied: false }),
         Some((&STATUS, text)) => {
             let text = std::str::from_utf8(text).map_err(|_| malformed())?;
             Ok(Report::Status(text.to_owned()))
