@@ -9,9 +9,18 @@ use serde_json::{Map, Value};
 /// Longest string of a peer's that is written, in bytes.
 const MAX_TEXT: usize = 512;
 
-/// Who asked: the kernel's word on the peer of a socket.
+/// Who asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Who {
+#[serde(untagged)]
+pub enum Who {
+    Peer(AuditedPeer),
+    /// The daemon itself, by this part of it: `schedule`, `signal`.
+    Daemon(&'static str),
+}
+
+/// The kernel's word on the peer of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct AuditedPeer {
     pub uid: u32,
     /// Whose session it is, whoever the peer has become since; `None` where the kernel was not told, or it is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,7 +37,7 @@ pub struct AdminRecord {
     /// `rotate`, `disable`, …
     pub action: &'static str,
     pub phase: Phase,
-    /// `None` for what the daemon does by itself.
+    /// `None` for what nobody asked for.
     pub who: Option<Who>,
     /// What it was about: generation, key ID, reason. No secrets.
     pub details: Map<String, Value>,

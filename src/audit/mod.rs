@@ -15,7 +15,7 @@ mod writer;
 
 pub use files::make_folder;
 pub use forward::outlet;
-pub use lines::{AdminRecord, Outcome, Phase, RequestRecord, Who};
+pub use lines::{AdminRecord, AuditedPeer, Outcome, Phase, RequestRecord, Who};
 pub use trail::{AuditError, AuditKey, Counts, Trail};
 
 #[cfg(test)]

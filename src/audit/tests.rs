@@ -78,7 +78,7 @@ impl Site {
 
 fn admin(action: &'static str) -> AdminRecord {
     let details = json!({"generation": 3, "reason": "quote \" and\nline end"});
-    let who = Who { uid: 0, login_uid: Some(1000), gid: 1000, pid: Some(7) };
+    let who = Who::Peer(AuditedPeer { uid: 0, login_uid: Some(1000), gid: 1000, pid: Some(7) });
     let serde_json::Value::Object(details) = details else { unreachable!() };
     AdminRecord { at: SystemTime::now(), action, phase: Phase::Intent, who: Some(who), details }
 }

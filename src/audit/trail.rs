@@ -28,7 +28,8 @@ pub struct Trail {
 
 struct Inner {
     shared: Arc<Shared>,
-    level: Level,
+    /// [`Level::Requests`] is in force, else [`Level::Admin`].
+    requests: AtomicBool,
     failure: FailurePolicy,
     folder: PathBuf,
     keyring: KeyringId,
@@ -124,7 +125,7 @@ impl Trail {
         Ok(Self {
             inner: Arc::new(Inner {
                 shared,
-                level: settings.level,
+                requests: AtomicBool::new(settings.level >= Level::Requests),
                 failure: settings.failure,
                 folder: settings.folder.clone(),
                 keyring: keyring.clone(),
@@ -136,7 +137,12 @@ impl Trail {
 
     /// Whether requests are recorded at all.
     pub fn wants_requests(&self) -> bool {
-        self.inner.level >= Level::Requests
+        self.inner.requests.load(Ordering::Relaxed)
+    }
+
+    /// From the next request on.
+    pub fn set_level(&self, level: Level) {
+        self.inner.requests.store(level >= Level::Requests, Ordering::Relaxed);
     }
 
     /// Whether a request may be served now. Asked before it is; costs one load.

@@ -168,6 +168,8 @@ fn row(line: &Value) -> Vec<String> {
             Some(login) => format!("{uid} ({login})"),
             None => uid.to_string(),
         });
+    // What the daemon did by itself has a name instead.
+    let uid = uid.or_else(|| line.get("who")?.as_str().map(ToOwned::to_owned));
     let outcome = text(line.get("outcome").or_else(|| line.get("phase")));
     let details = match line.get("details").and_then(Value::as_object) {
         Some(details) => {
@@ -200,6 +202,8 @@ mod tests {
         assert_eq!(row(&action), ["2026-11-22 04:00:00", "rotate", "done", "1000", "generation=3 key_id=ks1"]);
         let as_root = json!({"who": {"uid": 0, "login_uid": 1000}});
         assert_eq!(row(&as_root)[3], "0 (1000)");
+        let own = json!({"time": "2026-11-22T04:00:00.123Z", "action": "rotate", "phase": "intent", "who": "schedule"});
+        assert_eq!(row(&own), ["2026-11-22 04:00:00", "rotate", "intent", "schedule", ""]);
         let request = json!({"time": "2026-11-22T04:00:00.123Z", "action": "decrypt", "uid": "4b7d", "peer_uid": 0, "outcome": "ok"});
         assert_eq!(row(&request), ["2026-11-22 04:00:00", "decrypt", "ok", "0", "4b7d"]);
         assert_eq!(row(&json!({})), ["", "", "", "-", ""]);

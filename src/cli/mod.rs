@@ -9,6 +9,7 @@ mod config_check;
 mod connection;
 mod custodian;
 mod doctor;
+mod drift;
 mod etcd;
 mod exit;
 mod init;
@@ -19,6 +20,7 @@ mod lease;
 mod paint;
 mod recover;
 mod recovery;
+mod reload;
 mod remedy;
 mod report;
 mod roots;
@@ -72,6 +74,10 @@ enum Command {
     Serve,
     /// Show what the daemon serves, and what an operator should know
     Status,
+    /// Have the daemon read its configuration again; all that changed is applied, or nothing
+    ///
+    /// Refused, with the key named, where a restart is needed. `kill -HUP` of the daemon does the same and answers in its log.
+    Reload,
     /// Look for everything that is wrong or soon will be, and say what to do; changes nothing
     ///
     /// Ends with the code of the worst finding: 0 for ok and info, 6 for warnings, 7 for anything critical. What could not
@@ -154,6 +160,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Init(arguments) => init::run(&arguments, config),
         Command::Serve => serve::run(config),
         Command::Status => status::run(config),
+        Command::Reload => reload::run(config),
         Command::Doctor(arguments) => doctor::run(&arguments, config),
         Command::Key(command) => key::run(&command, config, cli.global.output),
         Command::Roots(command) => roots::run(&command, config),
@@ -208,6 +215,7 @@ mod tests {
             "keystead init --no-recovery --abandon-lost-store",
             "keystead serve --config a.toml",
             "keystead status --output json",
+            "keystead reload --output json",
             "keystead doctor --only sockets --only store --encryption-config e.yaml",
             "keystead --output json key list",
             "keystead key describe",

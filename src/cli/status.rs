@@ -6,7 +6,7 @@ use std::path::Path;
 
 use keystead_wire::admin::v1::admin_client::AdminClient;
 use keystead_wire::admin::v1::{
-    Audit, CustodianProcess, Custody, GetStatusRequest, GetStatusResponse, Sandbox, Scan, Survival,
+    Audit, Configuration, CustodianProcess, Custody, GetStatusRequest, GetStatusResponse, Sandbox, Scan, Survival,
 };
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use super::exit::{Exit, Failure};
 use super::key::generation::scan;
 use super::paint::Colour;
 use super::report::Report;
-use super::{settings, table, time};
+use super::{drift, settings, table, time};
 
 pub fn run(config: Option<&Path>) -> Result<Report, Failure> {
     let (_, settings) = settings(config)?;
@@ -85,6 +85,7 @@ fn report(status: &GetStatusResponse) -> Report {
             "uid": sandbox.uid,
         },
         "scan": status.scan.as_ref().map(scan),
+        "configuration": status.configuration.as_ref().map(configuration),
         "upstream": status.upstream.as_ref().map(upstream::json),
         "apiserver_restart": survival(status.apiserver_restart.as_ref()),
         "reboot": survival(status.reboot.as_ref()),
@@ -143,6 +144,9 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
     };
     plain("Metrics", metrics);
     plain("Daemon", format!("version {}, up {}", status.version, time::span(status.uptime_seconds)));
+    if let Some(configuration) = &status.configuration {
+        plain("Configuration", configuration_line(configuration));
+    }
     let mut text = table::painted_fields(&rows);
     if !status.actions.is_empty() {
         text.push_str("\nTo do:\n");
@@ -156,6 +160,32 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
         text.push_str("\n`keystead doctor` says what to do.\n");
     }
     text
+}
+
+fn configuration(configuration: &Configuration) -> Value {
+    json!({
+        "file": (!configuration.file.is_empty()).then_some(&configuration.file),
+        "loaded": time::rfc3339(configuration.loaded),
+        "file_differs": drift::differs(configuration),
+        "refused": (!configuration.refused.is_empty()).then_some(&configuration.refused),
+    })
+}
+
+fn configuration_line(configuration: &Configuration) -> String {
+    let loaded = time::rfc3339(configuration.loaded).unwrap_or_default();
+    let file = match configuration.file.as_str() {
+        "" => "built-in defaults",
+        file => file,
+    };
+    let since = match drift::differs(configuration) {
+        Some(true) => "; THE FILE HAS CHANGED SINCE: `keystead reload`",
+        Some(false) | None => "",
+    };
+    let refused = match configuration.refused.as_str() {
+        "" => String::new(),
+        why => format!("; the last reload was refused: {why}"),
+    };
+    format!("{file}, loaded {loaded}{since}{refused}")
 }
 
 fn audit(audit: Option<Audit>) -> String {

@@ -11,6 +11,7 @@ use super::upstream::UpstreamTable;
 use crate::audit::settings::{AuditSettings, FailurePolicy, Forward, Level};
 use crate::custody::settings::{BootPolicy, PinSource, TokenSelector};
 use crate::rpc::peer::PeerPolicy;
+use crate::rpc::roles::{Action, RolePolicy};
 use crate::rpc::socket::SocketSettings;
 
 /// One key and its value, spelt as the file would spell it.
@@ -49,7 +50,7 @@ impl Effective {
     }
 }
 
-fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
+pub(super) fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
     let custody = &settings.custody;
     let kms = &settings.kms;
     let path = |path: &std::path::Path| json!(path.display().to_string());
@@ -109,6 +110,7 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         &settings.admin.peers,
         ["admin.socket", "admin.mode", "admin.group", "admin.allow_uids", "admin.allow_gids"],
     ));
+    rows.push(("roles", roles(&settings.admin.roles)));
     rows.extend([
         ("admin.reflection", json!(settings.admin.reflection)),
         ("metrics.listen", settings.metrics.map_or(json!("off"), |address| json!(address.to_string()))),
@@ -180,6 +182,26 @@ fn upstream(table: &UpstreamTable) -> Vec<(&'static str, Value)> {
         ("upstream.price.currency", json!(table.price.currency)),
         ("upstream.grant_key", path(&table.grant_key)),
     ]
+}
+
+/// The whole table; `null` where whoever is admitted may do everything.
+fn roles(policy: &RolePolicy) -> Value {
+    if *policy == RolePolicy::default() {
+        return Value::Null;
+    }
+    let mut table = serde_json::Map::new();
+    for (role, members) in policy.grants.iter().flatten() {
+        table.insert(role.name().to_owned(), json!({"uids": members.uids, "gids": members.gids}));
+    }
+    let denials = policy.denials.iter().map(|(rights, members)| {
+        let actions: Vec<&str> =
+            Action::ALL.into_iter().filter(|action| rights.allow(*action)).map(Action::name).collect();
+        json!({"actions": actions, "uids": members.uids, "gids": members.gids})
+    });
+    if !policy.denials.is_empty() {
+        table.insert("deny".to_owned(), denials.collect());
+    }
+    Value::Object(table)
 }
 
 fn socket(socket: &SocketSettings, peers: &PeerPolicy, keys: [&'static str; 5]) -> [(&'static str, Value); 5] {

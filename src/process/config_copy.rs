@@ -27,31 +27,42 @@ pub struct ConfigCopy {
 impl ConfigCopy {
     /// Writes a memory file that nobody can change any more.
     pub fn to_memory_file(&self) -> io::Result<OwnedFd> {
-        let mut file = File::from(memory_file()?);
         let path = self.path.as_deref().map_or(&[][..], |path| path.as_os_str().as_bytes());
         // No path holds a NUL, so that it ends one.
-        file.write_all(&[path, &[0], self.text.as_bytes()].concat())?;
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&file, seals)?;
-        Ok(file.into())
+        sealed(&[path, &[0], self.text.as_bytes()].concat())
     }
 
     /// Reads what [`Self::to_memory_file`] wrote. By position: the children share the file's offset.
     pub fn from_memory_file(fd: OwnedFd) -> io::Result<Self> {
-        let file = File::from(fd);
-        let length = file.metadata()?.len();
-        if length > MOST_BYTES {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the configuration is larger than 1 MiB"));
-        }
-        // Bounded by the check above.
-        let mut bytes = vec![0; length as usize];
-        file.read_exact_at(&mut bytes, 0)?;
+        let bytes = read_sealed(fd)?;
         let invalid = |why| io::Error::new(io::ErrorKind::InvalidData, why);
         let end = bytes.iter().position(|byte| *byte == 0).ok_or_else(|| invalid("no path before the text"))?;
         let path = (end > 0).then(|| Path::new(OsStr::from_bytes(&bytes[..end])).to_owned());
         let text = std::str::from_utf8(&bytes[end + 1..]).map_err(|_| invalid("the text is not UTF-8"))?;
         Ok(Self { path, text: text.to_owned() })
     }
+}
+
+/// A memory file with these bytes, which nobody can change any more.
+pub(super) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(memory_file()?);
+    file.write_all(bytes)?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals)?;
+    Ok(file.into())
+}
+
+/// Its bytes.
+pub(super) fn read_sealed(fd: OwnedFd) -> io::Result<Vec<u8>> {
+    let file = File::from(fd);
+    let length = file.metadata()?.len();
+    if length > MOST_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the configuration is larger than 1 MiB"));
+    }
+    // Bounded by the check above.
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
 }
 
 fn memory_file() -> io::Result<OwnedFd> {

@@ -27,6 +27,8 @@ pub enum Order {
     Ask,
     /// The answer to [`Report::AskLogin`]; no user where the kernel was not told or this process may not know.
     Login { pid: i32, uid: Option<u32> },
+    /// The configuration was read again: a [`Verdict`](super::reload::Verdict) in a memory file.
+    Reload { verdict: OwnedFd },
 }
 
 /// What the server tells the supervisor.
@@ -42,6 +44,10 @@ pub enum Report {
     ReplaceCustodian,
     /// Which user this process logged in as: the server cannot read /proc.
     AskLogin { pid: i32 },
+    /// An admin wants the configuration read again; the verdict names this ticket.
+    Reload { ticket: u32 },
+    /// What came of a verdict.
+    Reloaded { ticket: u32, applied: bool },
     /// One line for the service manager.
     Status(String),
 }

@@ -10,24 +10,27 @@ use keystead_core::availability::{Availability, SealReason};
 use keystead_wire::admin::v1::admin_server::AdminServer;
 use keystead_wire::admin::v1::{GetStatusResponse, Sandbox};
 use keystead_wire::health::v1::health_server::HealthServer;
-use keystead_wire::kms::v2::key_management_service_server::KeyManagementServiceServer;
 use tokio::sync::{Notify, watch};
 
+use super::config_copy::ConfigCopy;
 use super::control::{ControlReporter, ControlServerEnd};
+use super::reload::digest;
 use super::sandbox::Confinement;
 use super::seccomp::Filtering;
-use super::server::{Listeners, LockdownReport, follow_orders};
+use super::server::{Listeners, LiveParts, LockdownReport, Reloader, follow_orders};
 use crate::audit::settings::{AuditSettings, FailurePolicy};
 use crate::audit::{Counts, Trail};
 use crate::config::Settings;
 use crate::custody::client::CustodyClient;
 use crate::memory;
 use crate::rpc::admin::{AdminService, DaemonFacts};
+use crate::rpc::admission::Admission;
 use crate::rpc::audited::{AdminAudit, RequestAudit};
 use crate::rpc::authorized::Authorized;
 use crate::rpc::health::HealthService;
 use crate::rpc::incoming::{ConnectionCounters, Incoming, IncomingSettings};
 use crate::rpc::kms_v2::{KmsLimits, KmsV2};
+use crate::rpc::limited::LimitedKms;
 use crate::rpc::login::Logins;
 use crate::rpc::metrics::RequestMetrics;
 use crate::rpc::peer::PeerPolicy;
@@ -44,6 +47,7 @@ use crate::service::watch::watch as watch_custody;
 use crate::store::Store;
 use crate::telemetry::health::Readiness;
 use crate::telemetry::http::{self, Limits, Pages};
+use crate::telemetry::log::Verbosity;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::state::{self, State};
 use crate::upstream::Upstream;
@@ -71,16 +75,24 @@ pub struct CloudParts {
     pub budget: Budget,
 }
 
+/// What was opened and read before the sandbox was closed.
+pub struct Opened {
+    pub store: Store,
+    pub audit_outlet: Option<UnixDatagram>,
+    pub verbosity: Verbosity,
+    pub config: ConfigCopy,
+}
+
 /// Serves until the supervisor orders the end or is gone. Without `cloud` it is the local profile.
 pub async fn run(
     settings: Settings,
     cloud: Option<CloudParts>,
-    store: Store,
+    opened: Opened,
     listeners: Listeners,
     control: ControlServerEnd,
     lockdown: LockdownReport,
-    audit_outlet: Option<UnixDatagram>,
 ) -> std::io::Result<()> {
+    let Opened { store, audit_outlet, verbosity, config } = opened;
     let custody = CustodyClient::new(settings.custody.timeout, settings.custody.queue);
     let keys = Arc::new(KeyService::new(custody.clone(), settings.custody.sessions));
     let key_settings = KeySettings {
@@ -111,6 +123,18 @@ pub async fn run(
 
     let kms = incoming(listeners.kms, settings.kms.max_connections, settings.kms.peers, RolePolicy::default())?;
     let admin = incoming(listeners.admin, MAX_ADMIN_CONNECTIONS, settings.admin.peers, settings.admin.roles)?;
+    let limits = Arc::new(KmsLimits::new(settings.kms.max_plaintext));
+    let audit = AdminAudit::new(trail.clone());
+    let live = LiveParts {
+        kms: kms.admission(),
+        admin: admin.admission(),
+        admin_connections: MAX_ADMIN_CONNECTIONS,
+        limits: limits.clone(),
+        trail: trail.clone(),
+        verbosity,
+    };
+    let reporter = control.reporter();
+    let reloader = Reloader::new(live, reporter.clone(), audit.clone(), config.path, digest(&config.text));
     let requests = Arc::new(RequestMetrics::default());
     let metrics_address = match &listeners.metrics {
         Some(listener) => listener.local_addr()?.to_string(),
@@ -123,8 +147,8 @@ pub async fn run(
         metrics_address,
         spending: spending.clone(),
         unrecorded,
+        configuration: Arc::new(reloader.clone()),
     };
-    let audit = AdminAudit::new(trail.clone());
     let admin_api = Arc::new(AdminService::new(lifecycle.clone(), facts, audit.clone()));
     if let Some(listener) = listeners.metrics {
         let sockets = [("kms", kms.counters()), ("admin", admin.counters())];
@@ -142,7 +166,6 @@ pub async fn run(
         });
     }
 
-    let reporter = control.reporter();
     let changed = Arc::new(Notify::new());
     let watched = (lifecycle.clone(), changed.clone());
     tokio::spawn(async move {
@@ -169,17 +192,16 @@ pub async fn run(
             changed.notify_one();
             Ok(())
         };
-        if let Err(error) = follow_orders(control, hung, answered, attach).await {
+        if let Err(error) = follow_orders(control, hung, answered, attach, |verdict| reloader.heed(verdict)).await {
             tracing::error!(%error, "the supervisor cannot be understood");
         }
         ending.send_replace(true);
     });
 
-    let limits = KmsLimits { max_plaintext: settings.kms.max_plaintext };
     let health = HealthServer::new(HealthService::new(keys.clone(), trail.clone(), end))
         .max_decoding_message_size(MAX_ADMIN_MESSAGE);
-    let kms_service = KeyManagementServiceServer::new(KmsV2::new(keys, limits, requests, RequestAudit::new(trail)))
-        .max_decoding_message_size(limits.max_message());
+    let kms_service = KmsV2::new(keys, limits.clone(), requests, RequestAudit::new(trail));
+    let kms_service = LimitedKms::new(Arc::new(kms_service), limits);
     let reflection = settings.admin.reflection.then(reflection).transpose().map_err(std::io::Error::other)?;
     let admin_service = Services {
         admin: AdminServer::from_arc(admin_api).max_decoding_message_size(MAX_ADMIN_MESSAGE),
@@ -233,7 +255,8 @@ fn incoming(
     roles: RolePolicy,
 ) -> std::io::Result<Incoming> {
     listener.set_nonblocking(true)?;
-    let settings = IncomingSettings { max_connections, handshake_deadline: HANDSHAKE_DEADLINE, policy, roles };
+    let admission = Admission { max_connections, policy, roles };
+    let settings = IncomingSettings { handshake_deadline: HANDSHAKE_DEADLINE, admission };
     Ok(Incoming::new(tokio::net::UnixListener::from_std(listener)?, settings))
 }
 

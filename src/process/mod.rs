@@ -16,6 +16,7 @@ pub mod hardening;
 mod inherited;
 pub mod once;
 mod pid_file;
+pub mod reload;
 pub mod sandbox;
 pub mod seccomp;
 pub mod server;

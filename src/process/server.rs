@@ -4,6 +4,7 @@
 //! the confinement.
 
 mod orders;
+mod reloads;
 
 use std::io;
 use std::net::TcpListener;
@@ -21,6 +22,7 @@ use super::users::{User, UserError};
 use super::{inherited, signals, spawn};
 
 pub use orders::follow_orders;
+pub use reloads::{LiveParts, Reloader};
 
 /// The exit code of a server that cannot start until a person changes something (EX_CONFIG of sysexits.h): the
 /// supervisor then gives up, if none was ever ready.

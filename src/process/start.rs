@@ -4,9 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::config_copy::ConfigCopy;
-use super::daemon::{self, CloudParts};
+use super::daemon::{self, CloudParts, Opened};
 use super::egress::Egress;
 use super::hardening::Role;
+use super::reload::Reader;
 use super::sandbox::SandboxSettings;
 use super::seccomp::{Filter, Filtering, filter_system_calls};
 use super::server::ServerError;
@@ -81,7 +82,7 @@ pub fn config_copy(source: &Source) -> ConfigCopy {
 
 /// The supervisor. Returns when the daemon has ended.
 pub fn serve(settings: &Settings, source: &Source) -> Result<(), StartError> {
-    log::init(settings.log)?;
+    let verbosity = log::init(settings.log)?;
     if let Some(users) = &settings.users {
         // Here, where an error still reaches whoever starts the daemon.
         users.prepare(&settings.store.path, &settings.custody.latch_folder)?;
@@ -94,6 +95,7 @@ pub fn serve(settings: &Settings, source: &Source) -> Result<(), StartError> {
         pid_file: None,
         custodian_environment: settings.custody.environment.clone(),
         config: config_copy(source),
+        reader: Some(Reader { settings: settings.clone(), verbosity }),
     })?;
     match outcome {
         Outcome::Drained => Ok(()),
@@ -107,7 +109,7 @@ pub fn server() -> Result<(), StartError> {
     let mut parts = server::begin()?;
     // While it is still the supervisor's user: defaults of the configuration depend on whose daemon it is.
     let settings = inherited_settings(&parts.config)?;
-    log::init(settings.log)?;
+    let verbosity = log::init(settings.log)?;
     if let Some(users) = &settings.users {
         parts.switch_to(&users.server)?;
     }
@@ -133,8 +135,10 @@ pub fn server() -> Result<(), StartError> {
     let cloud = settings.upstream.as_ref().map(cloud_parts).transpose()?;
     // While /proc can still be read: what follows needs little of what the start has run.
     memory::release_startup_code();
+    let config = parts.config.clone();
     let served = parts.run(&sandbox, SERVER_THREADS, |listeners, control, lockdown| {
-        daemon::run(settings, cloud, store, listeners, control, lockdown, audit_outlet)
+        let opened = Opened { store, audit_outlet, verbosity, config };
+        daemon::run(settings, cloud, opened, listeners, control, lockdown)
     })?;
     Ok(served?)
 }

@@ -23,6 +23,7 @@ use super::config_copy::ConfigCopy;
 use super::control::{self, ControlSupervisorEnd, Report};
 use super::hardening::{Role, harden};
 use super::pid_file::PidFile;
+use super::reload::{BY_SIGNAL, Pending, Reader, Ruling, Verdict};
 use super::server::CANNOT_START;
 use super::signals::Signals;
 use super::spawn::{self, ServerDescriptors};
@@ -46,6 +47,8 @@ pub struct SupervisorSettings {
     /// What the module needs, for the custodian only.
     pub custodian_environment: BTreeMap<String, String>,
     pub config: ConfigCopy,
+    /// `None`: the configuration is never read again.
+    pub reader: Option<Reader>,
 }
 
 /// How it ended.
@@ -111,6 +114,8 @@ pub fn supervise(settings: SupervisorSettings) -> Result<Outcome, SupervisorErro
         ready: false,
         custodian: ChildSlot::new("custodian"),
         custodians: 0,
+        pending: None,
+        reload_again: false,
         ending: None,
     };
     supervisor.run().map_err(system("wait for its children"))
@@ -148,6 +153,10 @@ struct Supervisor {
     custodian: ChildSlot,
     /// Started so far; one less is the number of restarts.
     custodians: u32,
+    /// A configuration that was read again, and waits for the server's word on it.
+    pending: Option<Pending>,
+    /// SIGHUP came meanwhile.
+    reload_again: bool,
     /// What the end will be; children that end are not replaced then.
     ending: Option<Outcome>,
 }
@@ -280,7 +289,10 @@ impl Supervisor {
     fn heed_signals(&mut self) {
         let arrived = self.signals.take();
         if arrived.reload {
-            tracing::warn!("SIGHUP is ignored: restart the daemon to apply a changed configuration");
+            notify_all(&[NotifyState::Reloading, monotonic_now()]);
+            if !self.reload(BY_SIGNAL) {
+                notify(NotifyState::Ready);
+            }
         }
         match (arrived.stop, self.ending) {
             (false, _) => {}
@@ -291,6 +303,53 @@ impl Supervisor {
                 self.server.kill();
                 self.custodian.kill();
             }
+        }
+    }
+
+    /// Reads the configuration again. False: nothing will come of it, and whoever asked has been told.
+    fn reload(&mut self, ticket: u32) -> bool {
+        let Some(control) = self.control.as_ref().filter(|_| self.ending.is_none()) else {
+            tracing::warn!("the configuration is not read again: no server runs; try again");
+            return false;
+        };
+        let (verdict, pending) = match (&self.settings.reader, &self.pending) {
+            (_, Some(_)) if ticket == BY_SIGNAL => {
+                self.reload_again = true;
+                return true;
+            }
+            (_, Some(_)) => {
+                let ruling = Ruling::NotNow("another reload is under way: try again".into());
+                (Verdict { ticket, ruling }, None)
+            }
+            (Some(reader), None) => reader.read(&self.settings.config, ticket),
+            (None, None) => {
+                tracing::warn!("the configuration cannot be read again");
+                return false;
+            }
+        };
+        if let Err(error) = verdict.to_memory_file().and_then(|file| control.verdict(file)) {
+            tracing::error!(%error, "the server does not hear of the configuration that was read again");
+            return false;
+        }
+        if pending.is_some() {
+            self.pending = pending;
+        }
+        true
+    }
+
+    fn reloaded(&mut self, ticket: u32, applied: bool) {
+        let pending = self.pending.take_if(|pending| pending.ticket == ticket);
+        if let (Some(pending), Some(reader), true) = (pending, &mut self.settings.reader, applied) {
+            reader.commit(pending, &mut self.settings.config);
+            tracing::info!("configuration reloaded");
+        }
+        // What reading it needed is not needed again for long.
+        memory::release_startup_code();
+        if self.pending.is_none() && std::mem::take(&mut self.reload_again) && self.reload(BY_SIGNAL) {
+            return;
+        }
+        if ticket == BY_SIGNAL {
+            notify(NotifyState::Ready);
         }
     }
 
@@ -332,6 +391,10 @@ impl Supervisor {
                     // One that is not answered shows as unknown.
                     let _ = control.login(pid, login_uid(pid));
                 }
+                Ok(Some(Report::Reload { ticket })) => {
+                    self.reload(ticket);
+                }
+                Ok(Some(Report::Reloaded { ticket, applied })) => self.reloaded(ticket, applied),
                 Ok(Some(Report::Status(text))) => notify(NotifyState::Status(&text)),
                 Ok(Some(Report::CustodianHung { restarts })) => self.replace_hung_custodian(restarts),
                 Ok(Some(Report::ReplaceCustodian)) => {
@@ -355,6 +418,10 @@ impl Supervisor {
     fn server_hung_up(&mut self) {
         self.control = None;
         self.heartbeat = None;
+        if self.pending.take().is_some() || std::mem::take(&mut self.reload_again) {
+            tracing::error!("the server ended while it reloaded: the next one runs by the configuration before");
+            notify(NotifyState::Ready);
+        }
         // It is about to exit; one that closed the channel and lingers is of no use.
         self.server.must_end_within(DRAIN_MARGIN);
         // Its connection is closed, too, so that it ends by itself.
@@ -400,8 +467,18 @@ fn login_uid(pid: i32) -> Option<u32> {
 }
 
 fn notify(state: NotifyState<'_>) {
+    notify_all(&[state]);
+}
+
+/// What systemd wants to know of a reload: that it began after it was asked for.
+fn monotonic_now() -> NotifyState<'static> {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    NotifyState::MonotonicUsec(i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1000)
+}
+
+fn notify_all(states: &[NotifyState<'_>]) {
     // Without a service manager this does nothing.
-    if let Err(error) = sd_notify::notify(&[state]) {
+    if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "the service manager cannot be notified");
     }
 }

@@ -14,8 +14,8 @@ use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
     Audit, AuditLine, CustodianProcess, Custody, ExtendLeaseRequest, ExtendLeaseResponse, Generation, GetStatusRequest,
     GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse, QueryAuditRequest, RecordScanRequest,
-    RecordScanResponse, RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root,
-    RotateProgress, RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
+    RecordScanResponse, ReloadRequest, ReloadResponse, RescueRequest, RescueResponse, RestartCustodianRequest,
+    RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -24,6 +24,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::audited::AdminAudit;
+use super::reload::{self, Reloads};
 use super::status_map::{extend_error, rescue_error, rotation_error, scan_error};
 use super::{outlook, scan, upstream};
 use crate::audit::Trail;
@@ -50,6 +51,7 @@ pub struct DaemonFacts {
     pub spending: Option<Arc<Spending>>,
     /// The site wants an audit trail, and there is none.
     pub unrecorded: bool,
+    pub configuration: Arc<dyn Reloads>,
 }
 
 /// Serves the admin socket.
@@ -87,6 +89,7 @@ impl AdminService {
             uptime_seconds: self.facts.started.elapsed().as_secs(),
             sandbox: Some(Sandbox { keys_locked: memory::keys_locked(), ..self.facts.sandbox }),
             audit: self.audit.trail().map(audit),
+            configuration: Some(reload::shown(self.facts.configuration.loaded())),
             ..GetStatusResponse::default()
         };
         status.warnings.extend(status.audit.as_ref().filter(|audit| audit.failing).map(|audit| {
@@ -274,6 +277,10 @@ impl Admin for AdminService {
             .and_then(|left| left.map_err(|error| extend_error(&error)));
         let left = audited.outcome(left, |left| json!({"lease_remaining_seconds": left.as_secs()})).await?;
         Ok(Response::new(ExtendLeaseResponse { lease_remaining_seconds: left.as_secs() }))
+    }
+
+    async fn reload(&self, request: Request<ReloadRequest>) -> Result<Response<ReloadResponse>, Status> {
+        reload::reload(&self.audit, &self.facts.configuration, request).await
     }
 
     async fn verify_audit(

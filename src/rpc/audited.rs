@@ -9,14 +9,14 @@ use tonic::{Code, Request, Status};
 use super::metrics::Method;
 use super::peer::Caller;
 use super::refusals::{FIRST_WINDOW, Refusals, Repeats};
-use crate::audit::{AdminRecord, AuditError, Phase, RequestRecord, Trail, Who};
+use crate::audit::{AdminRecord, AuditError, AuditedPeer, Phase, RequestRecord, Trail, Who};
 
 /// The audit trail as the KMS service uses it; without one, or where requests are not recorded, all of it costs a branch.
 pub struct RequestAudit(Option<Trail>);
 
 impl RequestAudit {
     pub fn new(trail: Option<Trail>) -> Self {
-        Self(trail.filter(Trail::wants_requests))
+        Self(trail)
     }
 
     /// Nothing is opened or closed that must be recorded and cannot be.
@@ -35,7 +35,8 @@ impl RequestAudit {
         latency: Duration,
         outcome: Result<T, Status>,
     ) -> Result<T, Status> {
-        let Some(trail) = &self.0 else { return outcome };
+        // A reload may have changed it since it was admitted.
+        let Some(trail) = self.0.as_ref().filter(|trail| trail.wants_requests()) else { return outcome };
         let recorded = trail.record_request(RequestRecord {
             at: SystemTime::now(),
             action: match method {
@@ -87,7 +88,14 @@ impl AdminAudit {
         request: &Request<T>,
         details: Value,
     ) -> Result<Audited, Status> {
-        let who = request.extensions().get().copied().map(who);
+        self.intent_of(action, request.extensions().get().copied().map(peer).map(Who::Peer), details).await
+    }
+
+    /// [`Self::intent`], where nobody came through the socket.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn intent_of(&self, action: &'static str, who: Option<Who>, details: Value) -> Result<Audited, Status> {
         let audited = Audited { trail: self.trail.clone(), action, who };
         if let Some(trail) = &self.trail
             && let Err(error) = trail.record(audited.line(Phase::Intent, details)).await
@@ -100,7 +108,7 @@ impl AdminAudit {
 
     /// Records that somebody may not do what he asked for: at once, or with the repeats of the same.
     pub(super) async fn refused(&self, action: &'static str, caller: Option<Caller>) {
-        let who = caller.map(who);
+        let who = caller.map(peer);
         let Some(first) = self.refusals.count(action, who, Instant::now()) else {
             return tracing::debug!(action, uid = who.map(|who| who.uid), pid = who.and_then(|who| who.pid), "refused");
         };
@@ -129,12 +137,12 @@ impl AdminAudit {
         self.write_refusal(repeats.action, repeats.who, details).await;
     }
 
-    async fn write_refusal(&self, action: &'static str, who: Option<Who>, details: Value) {
+    async fn write_refusal(&self, action: &'static str, who: Option<AuditedPeer>, details: Value) {
         let (uid, login_uid) = (who.map(|who| who.uid), who.and_then(|who| who.login_uid));
         let (pid, repeated) = (who.and_then(|who| who.pid), details["repeated"].as_u64());
         tracing::warn!(action, uid, login_uid, pid, repeated, "refused");
         if let Some(trail) = &self.trail {
-            let refused = Audited { trail: None, action, who };
+            let refused = Audited { trail: None, action, who: who.map(Who::Peer) };
             // Refused it is in any case; that it cannot be recorded is the trail's own alarm.
             let _ = trail.record(refused.line(Phase::Refused, details)).await;
         }
@@ -181,8 +189,8 @@ impl Drop for Audited {
     }
 }
 
-fn who(caller: Caller) -> Who {
-    Who { uid: caller.uid, login_uid: caller.login_uid, gid: caller.gid, pid: caller.pid }
+fn peer(caller: Caller) -> AuditedPeer {
+    AuditedPeer { uid: caller.uid, login_uid: caller.login_uid, gid: caller.gid, pid: caller.pid }
 }
 
 /// UNAVAILABLE: kube-apiserver tries again, and the trail may be mended meanwhile.

@@ -5,6 +5,7 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::net::UnixStream;
 use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
+use super::admission::Verdict;
 use super::incoming::Slot;
 use super::peer::Caller;
 
@@ -22,7 +24,7 @@ const HANDSHAKE_BYTES: usize = 24 + 9;
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
-    caller: Caller,
+    verdict: Arc<Verdict>,
     /// `None` once the handshake is through.
     handshake: Option<Handshake>,
     slot: Slot,
@@ -35,10 +37,15 @@ struct Handshake {
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, caller: Caller, slot: Slot, deadline: Duration) -> Self {
-        let awaited = if caller.admitted { HANDSHAKE_BYTES } else { usize::MAX };
+    pub(super) fn new(stream: UnixStream, verdict: Verdict, slot: Slot, deadline: Duration) -> Self {
+        let awaited = if verdict.at_first().admitted { HANDSHAKE_BYTES } else { usize::MAX };
         let handshake = Handshake { deadline: Box::pin(tokio::time::sleep(deadline)), awaited };
-        Self { stream, caller, handshake: Some(handshake), slot }
+        Self { stream, verdict: Arc::new(verdict), handshake: Some(handshake), slot }
+    }
+
+    /// On its peer, for as long as there are requests of his.
+    pub(super) fn verdict(&self) -> Arc<Verdict> {
+        Arc::clone(&self.verdict)
     }
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -69,7 +76,7 @@ impl Connected for Connection {
     type ConnectInfo = Caller;
 
     fn connect_info(&self) -> Caller {
-        self.caller
+        self.verdict.caller()
     }
 }
 

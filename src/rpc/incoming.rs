@@ -15,9 +15,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::Sleep;
 use tokio_stream::Stream;
 
+use super::admission::{Admission, LiveAdmission};
 use super::connection::Connection;
-use super::peer::{Peer, PeerPolicy};
-use super::roles::RolePolicy;
+use super::peer::Peer;
 
 /// SETTINGS (empty), then GOAWAY with ENHANCE_YOUR_CALM: a gRPC client shows the text to whoever reads its errors.
 const REFUSAL: &[u8] = b"\0\0\0\x04\0\0\0\0\0\
@@ -32,13 +32,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// What one socket admits.
 #[derive(Debug, Clone)]
 pub struct IncomingSettings {
-    pub max_connections: usize,
     /// A connection that has not opened HTTP/2 by then is closed. So is, whatever it does, one whose peer is not
     /// admitted: it can be told no and nothing else, and must not hold a slot for ever.
     pub handshake_deadline: Duration,
-    pub policy: PeerPolicy,
-    /// What those who come in may do; the default, on the KMS socket, makes no difference between them.
-    pub roles: RolePolicy,
+    pub admission: Admission,
 }
 
 /// What happened on one socket since it was opened; `open` is how many are connected now.
@@ -65,7 +62,8 @@ impl ConnectionCounters {
 #[derive(Debug)]
 pub struct Incoming {
     listener: UnixListener,
-    settings: IncomingSettings,
+    handshake_deadline: Duration,
+    admission: Arc<LiveAdmission>,
     counters: Arc<ConnectionCounters>,
     pause: Option<Pin<Box<Sleep>>>,
     next_pause: Duration,
@@ -73,7 +71,21 @@ pub struct Incoming {
 
 impl Incoming {
     pub fn new(listener: UnixListener, settings: IncomingSettings) -> Self {
-        Self { listener, settings, counters: Arc::default(), pause: None, next_pause: SHORTEST_PAUSE }
+        let IncomingSettings { handshake_deadline, admission } = settings;
+        let admission = Arc::new(LiveAdmission::new(admission));
+        Self {
+            listener,
+            handshake_deadline,
+            admission,
+            counters: Arc::default(),
+            pause: None,
+            next_pause: SHORTEST_PAUSE,
+        }
+    }
+
+    /// To change while connections are open.
+    pub fn admission(&self) -> Arc<LiveAdmission> {
+        Arc::clone(&self.admission)
     }
 
     /// For the metrics.
@@ -83,14 +95,15 @@ impl Incoming {
 
     /// `None`: refused, and already closed.
     fn admit(&self, stream: UnixStream) -> Option<Connection> {
-        let caller = match Peer::of(&stream) {
-            Ok(peer) => self.settings.policy.judge(&peer, &self.settings.roles),
+        let verdict = match Peer::of(&stream) {
+            Ok(peer) => self.admission.judge(peer),
             Err(error) => {
                 tracing::warn!(%error, "a peer's credentials cannot be read: its connection is closed");
                 return None;
             }
         };
-        let most = if caller.admitted { self.settings.max_connections } else { MAX_STRANGERS };
+        let caller = verdict.at_first();
+        let most = if caller.admitted { self.admission.max_connections() } else { MAX_STRANGERS };
         let Some(slot) = Slot::take(&self.counters, caller.admitted, most) else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             // A fresh socket's buffer takes these few bytes; if the peer is gone already, nobody misses them.
@@ -101,7 +114,7 @@ impl Incoming {
         if !caller.admitted {
             self.counters.unadmitted.fetch_add(1, Ordering::Relaxed);
         }
-        Some(Connection::new(stream, caller, slot, self.settings.handshake_deadline))
+        Some(Connection::new(stream, verdict, slot, self.handshake_deadline))
     }
 
     fn pause_after(&mut self, error: &io::Error) {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use keystead_core::annotation;
@@ -25,21 +26,34 @@ pub const MAX_ANNOTATIONS_LEN: usize = 32 << 10;
 /// Beyond the largest field: protobuf's own bytes.
 const MESSAGE_SLACK: usize = 4 << 10;
 
-/// Bounds that a site may set.
-#[derive(Debug, Clone, Copy)]
+/// Bounds that a site may set, also while requests are served.
+#[derive(Debug)]
 pub struct KmsLimits {
-    /// Largest plaintext that Encrypt takes, in bytes.
-    pub max_plaintext: usize,
+    max_plaintext: AtomicUsize,
 }
 
 impl KmsLimits {
+    /// `max_plaintext`: the largest that Encrypt takes, in bytes.
+    pub fn new(max_plaintext: usize) -> Self {
+        Self { max_plaintext: AtomicUsize::new(max_plaintext) }
+    }
+
+    /// From the next request on.
+    pub fn set(&self, max_plaintext: usize) {
+        self.max_plaintext.store(max_plaintext, Ordering::Relaxed);
+    }
+
+    fn max_plaintext(&self) -> usize {
+        self.max_plaintext.load(Ordering::Relaxed)
+    }
+
     /// Largest envelope that Decrypt takes: what Encrypt can have made.
-    fn max_ciphertext(self) -> usize {
-        self.max_plaintext + keystead_core::envelope::OVERHEAD
+    fn max_ciphertext(&self) -> usize {
+        self.max_plaintext() + keystead_core::envelope::OVERHEAD
     }
 
     /// Largest message read from the socket; a longer one is refused before it is read.
-    pub fn max_message(self) -> usize {
+    pub fn max_message(&self) -> usize {
         self.max_ciphertext() + MAX_UID_LEN + MAX_KEY_ID_LEN + MAX_ANNOTATIONS_LEN + MESSAGE_SLACK
     }
 }
@@ -47,13 +61,18 @@ impl KmsLimits {
 /// Serves one key on the KMS socket.
 pub struct KmsV2 {
     keys: Arc<KeyService>,
-    limits: KmsLimits,
+    limits: Arc<KmsLimits>,
     metrics: Arc<RequestMetrics>,
     audit: RequestAudit,
 }
 
 impl KmsV2 {
-    pub fn new(keys: Arc<KeyService>, limits: KmsLimits, metrics: Arc<RequestMetrics>, audit: RequestAudit) -> Self {
+    pub fn new(
+        keys: Arc<KeyService>,
+        limits: Arc<KmsLimits>,
+        metrics: Arc<RequestMetrics>,
+        audit: RequestAudit,
+    ) -> Self {
         Self { keys, limits, metrics, audit }
     }
 
@@ -88,8 +107,9 @@ impl KmsV2 {
         if request.plaintext.is_empty() {
             return Err(Status::invalid_argument("the plaintext is empty"));
         }
-        if request.plaintext.len() > self.limits.max_plaintext {
-            return Err(too_long("plaintext", request.plaintext.len(), self.limits.max_plaintext));
+        let most = self.limits.max_plaintext();
+        if request.plaintext.len() > most {
+            return Err(too_long("plaintext", request.plaintext.len(), most));
         }
         Ok(())
     }
@@ -99,8 +119,9 @@ impl KmsV2 {
         if request.ciphertext.is_empty() {
             return Err(Status::invalid_argument("the ciphertext is empty"));
         }
-        if request.ciphertext.len() > self.limits.max_ciphertext() {
-            return Err(too_long("ciphertext", request.ciphertext.len(), self.limits.max_ciphertext()));
+        let most = self.limits.max_ciphertext();
+        if request.ciphertext.len() > most {
+            return Err(too_long("ciphertext", request.ciphertext.len(), most));
         }
         if request.key_id.is_empty() {
             return Err(Status::invalid_argument("the key ID is empty"));

@@ -1,6 +1,7 @@
 //! gRPC on unix sockets: the KMS v2 plugin service, and the admin service with health and reflection beside it.
 
 pub mod admin;
+pub mod admission;
 pub mod audited;
 mod authority;
 pub mod authorized;
@@ -8,12 +9,14 @@ pub mod connection;
 pub mod health;
 pub mod incoming;
 pub mod kms_v2;
+pub mod limited;
 pub mod login;
 pub mod metrics;
 pub mod outlook;
 pub mod peer;
 mod peer_options;
 mod refusals;
+pub mod reload;
 pub mod roles;
 mod scan;
 pub mod serve;

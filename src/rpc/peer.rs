@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use super::peer_options;
@@ -23,7 +24,8 @@ pub struct Peer {
 }
 
 /// Who may come in. Nobody, if both are empty.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PeerPolicy {
     pub uids: Vec<u32>,
     /// Primary or supplementary.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::audit::Who;
+use crate::audit::AuditedPeer;
 
 /// How long the repeats of a refusal gather at first; as long again, twice as long each time, while they go on.
 pub(super) const FIRST_WINDOW: Duration = Duration::from_secs(60);
@@ -26,7 +26,7 @@ pub(super) struct Refused {
 pub(super) struct Repeats {
     pub action: &'static str,
     /// As last refused; `None` where several users are counted together.
-    pub who: Option<Who>,
+    pub who: Option<AuditedPeer>,
     pub repeated: u64,
     /// Since the line before.
     pub within: Duration,
@@ -37,7 +37,7 @@ pub(super) struct Refusals(Mutex<HashMap<Refused, Count>>);
 
 #[derive(Debug)]
 struct Count {
-    who: Option<Who>,
+    who: Option<AuditedPeer>,
     repeated: u64,
     since: Instant,
     window: Duration,
@@ -45,7 +45,7 @@ struct Count {
 
 impl Refusals {
     /// Counts a refusal. One that is the first of its window is to be recorded, and its window watched: [`Self::close`].
-    pub(super) fn count(&self, action: &'static str, who: Option<Who>, now: Instant) -> Option<Refused> {
+    pub(super) fn count(&self, action: &'static str, who: Option<AuditedPeer>, now: Instant) -> Option<Refused> {
         let mut counts = self.lock();
         let principal = Some((who.map(|who| who.uid), who.and_then(|who| who.login_uid)));
         let mut key = Refused { action, principal };
@@ -103,8 +103,8 @@ impl Count {
 mod tests {
     use super::*;
 
-    fn who(uid: u32) -> Option<Who> {
-        Some(Who { uid, login_uid: None, gid: 1, pid: Some(7) })
+    fn who(uid: u32) -> Option<AuditedPeer> {
+        Some(AuditedPeer { uid, login_uid: None, gid: 1, pid: Some(7) })
     }
 
     fn told(repeats: &Repeats) -> (&'static str, Option<u32>, u64) {
@@ -139,7 +139,7 @@ mod tests {
     fn users_logins_and_actions_are_counted_apart() {
         let refusals = Refusals::default();
         let now = Instant::now();
-        let logged_in = who(5).map(|who| Who { login_uid: Some(9), ..who });
+        let logged_in = who(5).map(|who| AuditedPeer { login_uid: Some(9), ..who });
         for (action, who) in
             [("rotate", who(5)), ("rotate", who(6)), ("rescue", who(5)), ("rotate", logged_in), ("rotate", None)]
         {

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::peer::{Peer, PeerPolicy};
 
 /// One thing that can be asked of the admin service. The names are those of the audit trail and the configuration.
@@ -19,17 +21,18 @@ pub enum Action {
     QueryAudit,
     RecordScan,
     ExtendLease,
+    Reload,
 }
 
 /// A set of actions.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Rights(u64);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     /// Looks.
     Viewer,
-    /// Keeps it running: looks, and replaces the custodian.
+    /// Keeps it running: looks, replaces the custodian, has the configuration read again.
     Operator,
     /// Changes the key: looks, rotates, rescues.
     CryptoAdmin,
@@ -41,7 +44,8 @@ pub enum Role {
 pub type Members = PeerPolicy;
 
 /// The roles of a site.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RolePolicy {
     /// `None`: the site has not said who holds which; whoever is admitted to the socket may do everything.
     pub grants: Option<Vec<(Role, Members)>>,
@@ -49,7 +53,7 @@ pub struct RolePolicy {
 }
 
 impl Action {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Status,
         Self::ListGenerations,
         Self::Rotate,
@@ -59,6 +63,7 @@ impl Action {
         Self::QueryAudit,
         Self::RecordScan,
         Self::ExtendLease,
+        Self::Reload,
     ];
 
     pub fn name(self) -> &'static str {
@@ -72,6 +77,7 @@ impl Action {
             Self::QueryAudit => "audit-query",
             Self::RecordScan => "record-scan",
             Self::ExtendLease => "extend-lease",
+            Self::Reload => "reload",
         }
     }
 
@@ -95,6 +101,7 @@ impl Action {
             "QueryAudit" => Self::QueryAudit,
             "RecordScan" => Self::RecordScan,
             "ExtendLease" => Self::ExtendLease,
+            "Reload" => Self::Reload,
             _ => return None,
         })
     }
@@ -148,11 +155,12 @@ impl Role {
 
     pub fn rights(self) -> Rights {
         use Action::{
-            ExtendLease, ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian, Rotate, Status, VerifyAudit,
+            ExtendLease, ListGenerations, QueryAudit, RecordScan, Reload, Rescue, RestartCustodian, Rotate, Status,
+            VerifyAudit,
         };
         let more: &[Action] = match self {
             Self::Viewer => &[],
-            Self::Operator => &[RestartCustodian, RecordScan],
+            Self::Operator => &[RestartCustodian, RecordScan, Reload],
             Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease],
             Self::Auditor => &[VerifyAudit, QueryAudit],
         };
@@ -209,7 +217,7 @@ mod tests {
         assert_eq!(may(&peer(10, &[])), ["status", "list"]);
         assert_eq!(
             may(&peer(20, &[])),
-            ["status", "list", "rotate", "rescue", "restart-custodian", "record-scan", "extend-lease"]
+            ["status", "list", "rotate", "rescue", "restart-custodian", "record-scan", "extend-lease", "reload"]
         );
         assert_eq!(may(&peer(30, &[])), ["status", "list", "rotate", "rescue", "extend-lease"]);
         assert_eq!(may(&peer(99, &[7])), ["status", "list", "rotate", "rescue", "extend-lease"]);

@@ -20,7 +20,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::Status;
-use tonic::transport::server::Connected;
 use tower::Service;
 
 use super::authority::WithoutAuthority;
@@ -87,18 +86,26 @@ where
     S: Service<Request<Body>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
-    let mut caller = io.connect_info();
-    if let (Some(logins), Some(pid)) = (&settings.logins, caller.pid) {
-        caller.login_uid = logins.of(io.as_fd(), pid).await;
-    }
-    if !caller.admitted {
-        let Caller { uid, gid, pid, login_uid, .. } = caller;
-        tracing::warn!(uid, gid, pid, login_uid, "a peer that is not listed connected");
+    let verdict = io.verdict();
+    let first = verdict.at_first();
+    let login_uid = match (&settings.logins, first.pid) {
+        (Some(logins), Some(pid)) => logins.of(io.as_fd(), pid).await,
+        _ => None,
+    };
+    if !first.admitted {
+        tracing::warn!(
+            uid = first.uid,
+            gid = first.gid,
+            pid = first.pid,
+            login_uid,
+            "a peer that is not listed connected"
+        );
     }
     let activity = Arc::new(Activity::new());
     let watched = activity.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Body>| {
         watched.note(request.uri().path() != settings.harmless);
+        let caller = Caller { login_uid, ..verdict.caller() };
         let answer = caller.admitted.then(|| {
             request.extensions_mut().insert(caller);
             service.clone().call(request)

@@ -8,8 +8,6 @@ use std::time::{Duration, SystemTime};
 use keystead_core::lease::Clocks;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::rotation::unix_now;
-
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// All clocks of one machine.
@@ -41,6 +39,11 @@ impl Clock for SystemClock {
     fn now(&self) -> Clocks {
         Clocks { boot: self.boot.clone(), boot_time: boot_time().as_secs(), wall: unix_now(), device: None }
     }
+}
+
+/// Unix seconds; 1 in the first second of 1970 and before, for 0 reads as *never*. For people, never for a decision.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |since| since.as_secs().max(1))
 }
 
 /// Time since boot, suspend included; never steps.

@@ -5,7 +5,6 @@
 //! token can be told from everything else, and only that is ever destroyed.
 
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
 
 use keystead_core::availability::{Availability, Cause, Observation};
 use keystead_core::keyring::{Generation, Keyring, TransitionError};
@@ -15,6 +14,7 @@ use keystead_core::wrap::WrappedKek;
 use keystead_core::{FaultClass, Kek, WrapContext};
 use rand_core::{TryRng, UnwrapErr};
 
+pub(super) use super::clock::unix_now;
 use super::cloud;
 use super::epoch::{LoadError, Records};
 use super::explain::explain;
@@ -380,9 +380,4 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], RotationError> {
     let mut bytes = [0; N];
     getrandom::SysRng.try_fill_bytes(&mut bytes).map_err(|_| RotationError::NoRandomness)?;
     Ok(bytes)
-}
-
-/// Unix seconds; 1 in the first second of 1970 and before, for 0 reads as *never*. For people, never for a decision.
-pub(super) fn unix_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |since| since.as_secs().max(1))
 }

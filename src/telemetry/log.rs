@@ -5,13 +5,14 @@
 
 use std::io::{self, IsTerminal};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::Registry;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,7 +21,7 @@ pub struct LogSettings {
     pub format: Format,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     Error,
@@ -78,31 +79,55 @@ impl Format {
 #[error("logging is set up already")]
 pub struct AlreadySetUp;
 
-/// Sets this process's log up; call it once, first thing in a composition root.
-pub fn init(settings: LogSettings) -> Result<(), AlreadySetUp> {
-    let terminal = io::stderr().is_terminal();
-    subscriber(settings, terminal, io::stderr).try_init().map_err(|_| AlreadySetUp)
+/// How much a log says, to be changed while it is written.
+#[derive(Debug, Clone)]
+pub struct Verbosity(reload::Handle<Targets, Registry>);
+
+impl Verbosity {
+    pub fn set(&self, level: Level) {
+        // Fails only where the log is gone, and then there is nobody to tell.
+        let _ = self.0.reload(targets(level));
+    }
 }
 
-fn subscriber<W>(settings: LogSettings, terminal: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+/// Sets this process's log up; call it once, first thing in a composition root.
+pub fn init(settings: LogSettings) -> Result<Verbosity, AlreadySetUp> {
+    let terminal = io::stderr().is_terminal();
+    let (subscriber, verbosity) = subscriber(settings, terminal, io::stderr);
+    subscriber.try_init().map_err(|_| AlreadySetUp)?;
+    Ok(verbosity)
+}
+
+/// Of no log at all: for tests of those who hold one.
+#[cfg(test)]
+pub fn detached() -> Verbosity {
+    Verbosity(reload::Layer::new(targets(Level::Info)).1)
+}
+
+fn targets(level: Level) -> Targets {
+    let dependencies = level.filter().min(LevelFilter::WARN);
+    Targets::new().with_default(dependencies).with_target("keystead", level.filter())
+}
+
+fn subscriber<W>(settings: LogSettings, terminal: bool, writer: W) -> (Box<dyn Subscriber + Send + Sync>, Verbosity)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let dependencies = settings.level.filter().min(LevelFilter::WARN);
-    let filter = Targets::new().with_default(dependencies).with_target("keystead", settings.level.filter());
+    let (filter, handle) = reload::Layer::new(targets(settings.level));
     let text = match settings.format {
         Format::Auto => terminal,
         Format::Text => true,
         Format::Json => false,
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
-    if text {
+    let subscriber: Box<dyn Subscriber + Send + Sync> = if text {
         // Colour is for eyes: a text log in a file stays plain.
         Box::new(Registry::default().with(lines.with_ansi(terminal).with_filter(filter)))
     } else {
         let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
         Box::new(Registry::default().with(lines.with_filter(filter)))
-    }
+    };
+    (subscriber, Verbosity(handle))
 }
 
 #[cfg(test)]
@@ -126,7 +151,7 @@ mod tests {
     fn logged(settings: LogSettings, terminal: bool) -> String {
         let lines = Lines::default();
         let writer = lines.clone();
-        tracing::subscriber::with_default(subscriber(settings, terminal, move || writer.clone()), || {
+        tracing::subscriber::with_default(subscriber(settings, terminal, move || writer.clone()).0, || {
             tracing::info!(target: "keystead::rpc", key_id = "ks1.a", "served");
             tracing::debug!(target: "keystead::rpc", "detail");
             tracing::debug!(target: "h2::codec", "frame with content");
@@ -144,6 +169,22 @@ mod tests {
         assert_eq!(first["message"], "served");
         assert_eq!(first["key_id"], "ks1.a");
         assert_eq!(first["level"], "INFO");
+    }
+
+    #[test]
+    fn level_changes_while_the_log_is_written() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let settings = LogSettings { level: Level::Info, format: Format::Json };
+        let (subscriber, verbosity) = subscriber(settings, false, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            for (level, text) in [(Level::Info, "first"), (Level::Debug, "second"), (Level::Error, "third")] {
+                verbosity.set(level);
+                tracing::debug!(target: "keystead::rpc", "{text}");
+            }
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert!(text.contains("second") && !text.contains("first") && !text.contains("third"), "{text}");
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub fn supervise(arguments: &[String]) -> ExitCode {
         pid_file: Some(folder.join("keystead.pid")),
         custodian_environment: BTreeMap::from([("MODULE_CONF".to_owned(), "for the module".to_owned())]),
         config: ConfigCopy { path: Some(folder.join("config.toml")), text: arguments[1].clone() },
+        reader: None,
     };
     match run_supervisor(settings) {
         Ok(outcome) => ExitCode::from(outcome.exit_code()),
@@ -94,13 +95,19 @@ pub fn server() -> ExitCode {
             reporter.ready().unwrap();
             let facts = Arc::clone(&facts);
             let nobody = Arc::new(Logins::new(|_| Ok(())));
-            let orders = follow_orders(control, hung, nobody, move |stream, restarts| {
-                stream.set_nonblocking(true)?;
-                let stream = tokio::net::UnixStream::from_std(stream)?;
-                facts.lock().unwrap().insert("restarts", restarts.to_string());
-                tokio::spawn(listen(stream, Arc::clone(&facts)));
-                Ok(())
-            });
+            let orders = follow_orders(
+                control,
+                hung,
+                nobody,
+                move |stream, restarts| {
+                    stream.set_nonblocking(true)?;
+                    let stream = tokio::net::UnixStream::from_std(stream)?;
+                    facts.lock().unwrap().insert("restarts", restarts.to_string());
+                    tokio::spawn(listen(stream, Arc::clone(&facts)));
+                    Ok(())
+                },
+                |_| Ok(()),
+            );
             orders.await.unwrap();
             if mode == "deaf server" {
                 std::future::pending::<()>().await;

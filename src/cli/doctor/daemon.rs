@@ -2,7 +2,7 @@
 
 use keystead_wire::admin::v1::GetStatusResponse;
 
-use super::super::time;
+use super::super::{drift, time};
 use super::finding::Finding;
 use super::scene::{Daemon, Scene};
 
@@ -13,6 +13,8 @@ struct Facts<'a> {
     /// Of this program.
     version: &'static str,
     replaced: Option<bool>,
+    /// The configuration file is not what the daemon loaded; `None` for who may not know.
+    drifted: Option<bool>,
 }
 
 const NO_SECRETS: &str = "kube-apiserver can open no Secret that it has not in memory, and after 3 minutes write none";
@@ -24,6 +26,7 @@ pub fn check(scene: &Scene<'_>) -> Vec<Finding> {
         node: scene.settings.node.as_str(),
         version: env!("CARGO_PKG_VERSION"),
         replaced: scene.server().and_then(|server| server.replaced),
+        drifted: scene.daemon.status().and_then(|status| drift::differs(status.configuration.as_ref()?)),
     })
 }
 
@@ -75,7 +78,30 @@ fn answers(facts: &Facts<'_>, status: &GetStatusResponse) -> Vec<Finding> {
         let what = format!("version {}; whether its program file was replaced since was not looked at", status.version);
         findings.push(Finding::unchecked("daemon.version", what, "run it as root"));
     }
+    findings.extend(configuration(status, facts.drifted));
     findings
+}
+
+fn configuration(status: &GetStatusResponse, drifted: Option<bool>) -> Option<Finding> {
+    let configuration = status.configuration.as_ref().filter(|configuration| !configuration.file.is_empty())?;
+    let file = &configuration.file;
+    let loaded = time::rfc3339(configuration.loaded).unwrap_or_default();
+    Some(match drifted {
+        Some(true) => {
+            let refused = match configuration.refused.as_str() {
+                "" => String::new(),
+                why => format!(" The last reload was refused: {why}."),
+            };
+            let what = format!("{file} has changed since the daemon loaded it at {loaded}.{refused}");
+            let why = "the daemon runs by what it loaded; a restart would change more than was meant, or fail";
+            Finding::warning("daemon.configuration", what, why, "`keystead config check`, then `keystead reload`")
+        }
+        Some(false) => Finding::ok("daemon.configuration", format!("{file}, as loaded at {loaded}")),
+        None => {
+            let what = format!("whether {file} has changed since it was loaded at {loaded} was not looked at");
+            Finding::unchecked("daemon.configuration", what, "run it as root")
+        }
+    })
 }
 
 const RESTART: &str = "restart the daemon at a quiet moment, while custody is ready";
@@ -105,7 +131,7 @@ mod tests {
     use super::*;
 
     fn found(daemon: &Daemon, replaced: Option<bool>) -> Vec<(&'static str, Severity)> {
-        let facts = Facts { daemon, keyring: "default", node: "n1", version: "0.1.0", replaced };
+        let facts = Facts { daemon, keyring: "default", node: "n1", version: "0.1.0", replaced, drifted: None };
         judge(&facts).into_iter().map(|finding| (finding.id, finding.severity)).collect()
     }
 
@@ -136,6 +162,26 @@ mod tests {
         assert_eq!(found(&old, Some(false))[1], ("daemon.version", Warning));
         assert_eq!(found(&answers(status("online")), Some(true))[1], ("daemon.version", Warning));
         assert_eq!(found(&answers(status("online")), None)[1], ("daemon.version", Info));
+    }
+
+    #[test]
+    fn configuration_that_was_edited_since_is_a_warning() {
+        use Severity::{Info, Ok, Warning};
+        let loaded = keystead_wire::admin::v1::Configuration { file: "/c".into(), loaded: 1, ..Default::default() };
+        let status = GetStatusResponse { configuration: Some(loaded), ..status("online") };
+        for (drifted, severity) in [(Some(true), Warning), (Some(false), Ok), (None, Info)] {
+            let daemon = answers(status.clone());
+            let facts = Facts {
+                daemon: &daemon,
+                keyring: "default",
+                node: "n1",
+                version: "0.1.0",
+                replaced: Some(false),
+                drifted,
+            };
+            let found = judge(&facts).pop().unwrap();
+            assert_eq!((found.id, found.severity), ("daemon.configuration", severity), "{found:?}");
+        }
     }
 
     #[test]

@@ -21,6 +21,10 @@ const ALIVE: u8 = b'A';
 const REPLACE_CUSTODIAN: u8 = b'P';
 const ASK_LOGIN: u8 = b'W';
 const STATUS: u8 = b'S';
+const VERDICT: u8 = b'V';
+const RELOAD: u8 = b'L';
+const APPLIED: u8 = b'Y';
+const REFUSED: u8 = b'N';
 
 /// In place of a user: the kernel's own word for none.
 const NO_USER: u32 = u32::MAX;
@@ -45,6 +49,10 @@ pub(super) fn encode_login(pid: i32, uid: Option<u32>) -> Vec<u8> {
     [&[LOGIN][..], &pid.to_be_bytes(), &uid.unwrap_or(NO_USER).to_be_bytes()].concat()
 }
 
+pub(super) fn encode_verdict() -> Vec<u8> {
+    vec![VERDICT]
+}
+
 pub(super) fn decode_order(bytes: &[u8], fd: Option<OwnedFd>) -> io::Result<Order> {
     match (bytes.split_first(), fd) {
         (Some((&NEW_CUSTODIAN, restarts)), Some(fd)) => {
@@ -56,6 +64,7 @@ pub(super) fn decode_order(bytes: &[u8], fd: Option<OwnedFd>) -> io::Result<Orde
             let uid = number(&bytes[bytes.len() - 4..])?;
             Ok(Order::Login { pid: number(pid)?.cast_signed(), uid: (uid != NO_USER).then_some(uid) })
         }
+        (Some((&VERDICT, [])), Some(fd)) => Ok(Order::Reload { verdict: fd }),
         _ => Err(malformed()),
     }
 }
@@ -67,6 +76,9 @@ pub(super) fn encode_report(report: &Report) -> Vec<u8> {
         Report::CustodianHung { restarts } => [&[CUSTODIAN_HUNG][..], &restarts.to_be_bytes()].concat(),
         Report::ReplaceCustodian => vec![REPLACE_CUSTODIAN],
         Report::AskLogin { pid } => [&[ASK_LOGIN][..], &pid.to_be_bytes()].concat(),
+        Report::Reload { ticket } => [&[RELOAD][..], &ticket.to_be_bytes()].concat(),
+        Report::Reloaded { ticket, applied: true } => [&[APPLIED][..], &ticket.to_be_bytes()].concat(),
+        Report::Reloaded { ticket, applied: false } => [&[REFUSED][..], &ticket.to_be_bytes()].concat(),
         Report::Status(text) => {
             let end = text.floor_char_boundary(MOST_STATUS_BYTES);
             [&[STATUS], &text.as_bytes()[..end]].concat()
@@ -81,6 +93,9 @@ pub(super) fn decode_report(bytes: &[u8]) -> io::Result<Report> {
         Some((&CUSTODIAN_HUNG, restarts)) => Ok(Report::CustodianHung { restarts: number(restarts)? }),
         Some((&REPLACE_CUSTODIAN, [])) => Ok(Report::ReplaceCustodian),
         Some((&ASK_LOGIN, pid)) => Ok(Report::AskLogin { pid: number(pid)?.cast_signed() }),
+        Some((&RELOAD, ticket)) => Ok(Report::Reload { ticket: number(ticket)? }),
+        Some((&APPLIED, ticket)) => Ok(Report::Reloaded { ticket: number(ticket)?, applied: true }),
+        Some((&REFUSED, ticket)) => Ok(Report::Reloaded { ticket: number(ticket)?, applied: false }),
         Some((&STATUS, text)) => {
             let text = std::str::from_utf8(text).map_err(|_| malformed())?;
             Ok(Report::Status(text.to_owned()))

@@ -65,6 +65,16 @@ impl ControlReporter {
         self.report(&Report::AskLogin { pid })
     }
 
+    /// Has the configuration read again for whoever has this ticket.
+    pub fn reload(&self, ticket: u32) -> io::Result<()> {
+        self.report(&Report::Reload { ticket })
+    }
+
+    /// What came of the verdict on it.
+    pub fn reloaded(&self, ticket: u32, applied: bool) -> io::Result<()> {
+        self.report(&Report::Reloaded { ticket, applied })
+    }
+
     /// One line for the service manager; cut at 512 bytes.
     pub fn status(&self, text: &str) -> io::Result<()> {
         self.report(&Report::Status(text.to_owned()))

@@ -19,6 +19,11 @@ impl ControlSupervisorEnd {
         frame::send(self.as_fd(), &frame::encode_new_custodian(restarts), Some(stream.as_fd()))
     }
 
+    /// Hands over what a configuration that was read again comes to.
+    pub fn verdict(&self, verdict: OwnedFd) -> io::Result<()> {
+        frame::send(self.as_fd(), &frame::encode_verdict(), Some(verdict.as_fd()))
+    }
+
     pub fn drain(&self) -> io::Result<()> {
         frame::send(self.as_fd(), &frame::encode_drain(), None)
     }

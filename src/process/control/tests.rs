@@ -65,6 +65,9 @@ async fn reports_arrive_and_long_ones_are_cut_between_letters() {
     reporter.custodian_hung(3).unwrap();
     reporter.replace_custodian().unwrap();
     reporter.ask_login(7).unwrap();
+    reporter.reload(9).unwrap();
+    reporter.reloaded(9, true).unwrap();
+    reporter.reloaded(0, false).unwrap();
     reporter.status(&"é".repeat(1000)).unwrap();
     reporter.status("").unwrap();
     assert_eq!(supervisor.receive().unwrap(), Some(Report::Ready));
@@ -72,6 +75,9 @@ async fn reports_arrive_and_long_ones_are_cut_between_letters() {
     assert_eq!(supervisor.receive().unwrap(), Some(Report::CustodianHung { restarts: 3 }));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::ReplaceCustodian));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::AskLogin { pid: 7 }));
+    assert_eq!(supervisor.receive().unwrap(), Some(Report::Reload { ticket: 9 }));
+    assert_eq!(supervisor.receive().unwrap(), Some(Report::Reloaded { ticket: 9, applied: true }));
+    assert_eq!(supervisor.receive().unwrap(), Some(Report::Reloaded { ticket: 0, applied: false }));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::Status("é".repeat(256))));
     assert_eq!(supervisor.receive().unwrap(), Some(Report::Status(String::new())));
     drop((server, reporter));
@@ -90,7 +96,20 @@ async fn nonsense_is_an_error_on_both_ends() {
     let (supervisor, fd) = pair().unwrap();
     let raw = fd.try_clone().unwrap();
     let mut server = ControlServerEnd::new(fd).unwrap();
-    for bytes in [&b"X"[..], b"R.", b"A.", b"P.", b"H\0\0\0", b"H\0\0\0\0\0", b"W\0\0\0", b"S\xff", &[b'S'; 2000]] {
+    for bytes in [
+        &b"X"[..],
+        b"R.",
+        b"A.",
+        b"P.",
+        b"H\0\0\0",
+        b"H\0\0\0\0\0",
+        b"W\0\0\0",
+        b"L",
+        b"Y\0",
+        b"N\0\0\0\0\0",
+        b"S\xff",
+        &[b'S'; 2000],
+    ] {
         frame::send(raw.as_fd(), bytes, None).unwrap();
         assert_eq!(supervisor.receive().unwrap_err().kind(), io::ErrorKind::InvalidData, "{bytes:?}");
     }
@@ -101,6 +120,8 @@ async fn nonsense_is_an_error_on_both_ends() {
         (b"C\0\0\0", Some(&one)),
         (b"?.", None),
         (b"L\0\0\0\x01\0\0\0", None),
+        (b"V", None),
+        (b"V.", Some(&one)),
         (b"D", Some(&other)),
     ] {
         frame::send(supervisor.as_fd(), bytes, fd.map(AsFd::as_fd)).unwrap();

@@ -1,6 +1,7 @@
 //! What the supervisor orders while the server serves, and what the server says and asks in turn.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::rpc::login::Logins;
 /// Attaches each new custodian, and has one replaced whenever `hung` changes. Returns when it is time to drain: by
 /// order, or because the supervisor is gone.
 ///
-/// `attach` gets the connection and the number of restarts so far.
+/// `attach` gets the connection and the number of restarts so far, `reload` what a configuration that was read again comes to.
 ///
 /// # Errors
 /// When the control channel is unusable, or a custodian cannot be attached. Drain then as well: the supervisor takes the
@@ -22,6 +23,7 @@ pub async fn follow_orders(
     mut hung: watch::Receiver<u64>,
     logins: Arc<Logins>,
     mut attach: impl FnMut(UnixStream, u32) -> io::Result<()>,
+    mut reload: impl FnMut(OwnedFd) -> io::Result<()>,
 ) -> io::Result<()> {
     let reporter = control.reporter();
     let mut present = None;
@@ -44,6 +46,7 @@ pub async fn follow_orders(
                     });
                 }
                 Some(Order::Login { pid, uid }) => logins.answer(pid, uid),
+                Some(Order::Reload { verdict }) => reload(verdict)?,
                 Some(Order::Drain) | None => return Ok(()),
             },
             changed = hung.changed(), if hung_is_told => match (changed, present) {
@@ -71,9 +74,13 @@ mod tests {
         let control = ControlServerEnd::new(fd).unwrap();
         let (tell, hung) = watch::channel(0);
         let (attached, mut seen) = tokio::sync::mpsc::unbounded_channel();
-        let server = tokio::spawn(follow_orders(control, hung, nobody(), move |_, restarts| {
-            attached.send(restarts).map_err(io::Error::other)
-        }));
+        let server = tokio::spawn(follow_orders(
+            control,
+            hung,
+            nobody(),
+            move |_, restarts| attached.send(restarts).map_err(io::Error::other),
+            |_| Ok(()),
+        ));
         for restarts in [4, 5] {
             supervisor.new_custodian(UnixStream::pair().unwrap().0, restarts).unwrap();
             assert_eq!(seen.recv().await, Some(restarts));
@@ -96,7 +103,7 @@ mod tests {
         let (supervisor, fd) = control::pair().unwrap();
         let control = ControlServerEnd::new(fd).unwrap();
         let (_tell, hung) = watch::channel(0);
-        let server = tokio::spawn(follow_orders(control, hung, nobody(), |_, _| Ok(())));
+        let server = tokio::spawn(follow_orders(control, hung, nobody(), |_, _| Ok(()), |_| Ok(())));
         for _ in 0..3 {
             supervisor.ask().unwrap();
             loop {
@@ -116,6 +123,6 @@ mod tests {
         let control = ControlServerEnd::new(fd).unwrap();
         let (_tell, hung) = watch::channel(0);
         drop(supervisor);
-        follow_orders(control, hung, nobody(), |_, _| Ok(())).await.unwrap();
+        follow_orders(control, hung, nobody(), |_, _| Ok(()), |_| Ok(())).await.unwrap();
     }
 }

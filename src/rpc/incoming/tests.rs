@@ -7,6 +7,8 @@ use tokio_stream::StreamExt;
 use tonic::transport::server::Connected;
 
 use super::*;
+use crate::rpc::peer::PeerPolicy;
+use crate::rpc::roles::RolePolicy;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -19,8 +21,10 @@ fn incoming(max_connections: usize, policy: PeerPolicy) -> (tempfile::TempDir, P
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kms.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    let settings =
-        IncomingSettings { max_connections, handshake_deadline: DEADLINE, policy, roles: RolePolicy::default() };
+    let settings = IncomingSettings {
+        handshake_deadline: DEADLINE,
+        admission: Admission { max_connections, policy, roles: RolePolicy::default() },
+    };
     (folder, path, Incoming::new(listener, settings))
 }
 
@@ -129,7 +133,8 @@ async fn peers_that_are_not_listed_take_no_place_from_those_who_are() {
     refused.read_exact(&mut answer).await.unwrap();
     assert_eq!(answer, REFUSAL);
 
-    incoming.settings.policy = everybody();
+    let roles = RolePolicy::default();
+    incoming.admission().replace(Admission { max_connections: 1, policy: everybody(), roles });
     clients.push(connect(&path).await);
     assert!(incoming.next().await.unwrap().unwrap().connect_info().admitted);
     drop(strangers);

@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Response, Status};
 
 use super::*;
-use crate::rpc::peer::Caller;
+use crate::rpc::peer::{Caller, PeerPolicy};
 use crate::rpc::roles::RolePolicy;
 
 /// Answers Status with who asks.
@@ -50,10 +50,8 @@ fn serve(policy: PeerPolicy) -> TestServer {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kms.sock");
     let settings = IncomingSettings {
-        max_connections: 1,
         handshake_deadline: Duration::from_secs(10),
-        policy,
-        roles: RolePolicy::default(),
+        admission: Admission { max_connections: 1, policy, roles: RolePolicy::default() },
     };
     let incoming = Incoming::new(UnixListener::bind(&path).unwrap(), settings);
     let (stop, stopped) = oneshot::channel();
