@@ -356,6 +356,8 @@ async fn retired(opened: Opened, custody: &CustodyClient, kind: RootKind) -> Res
         forced: None,
         commitment,
         wraps,
+        pending: None,
+        tombstone: None,
     })
 }
 
@@ -388,6 +390,8 @@ async fn retired_in_cloud(
         forced: None,
         commitment: kek.commitment(),
         wraps,
+        pending: None,
+        tombstone: None,
     };
     let key = offline::copy_key(custody, keyring).await?;
     offline::put(keyring, &generation, &kek, &key)?;

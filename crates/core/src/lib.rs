@@ -28,6 +28,7 @@ pub mod scan;
 pub mod secret;
 pub mod upstream;
 pub mod upstream_state;
+pub mod waiting_period;
 pub mod wrap;
 
 pub use context::{EnvelopeContext, WrapContext};

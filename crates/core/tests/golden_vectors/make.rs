@@ -863,6 +863,8 @@ fn generation(id: &Name, state: GenerationState, wraps: Vec<WrappedKek>) -> Gene
         forced: None,
         commitment: kek(0x20).commitment(),
         wraps,
+        pending: None,
+        tombstone: None,
     }
 }
 
