@@ -110,6 +110,7 @@ fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ["admin.socket", "admin.mode", "admin.group", "admin.allow_uids", "admin.allow_gids"],
     ));
     rows.extend([
+        ("deletion.min_wait", json!(show_duration(settings.min_deletion_wait))),
         ("metrics.listen", settings.metrics.map_or(json!("off"), |address| json!(address.to_string()))),
         ("log.level", json!(settings.log.level.as_str())),
         ("log.format", json!(settings.log.format.as_str())),
