@@ -19,6 +19,8 @@ pub enum Action {
     QueryAudit,
     RecordScan,
     ExtendLease,
+    ScheduleDeletion,
+    CancelDeletion,
 }
 
 /// A set of actions.
@@ -31,7 +33,7 @@ pub enum Role {
     Viewer,
     /// Keeps it running: looks, and replaces the custodian.
     Operator,
-    /// Changes the key: looks, rotates, rescues.
+    /// Changes the key: looks, rotates, rescues, deletes.
     CryptoAdmin,
     /// Looks, and reads the audit trail, which says who did what.
     Auditor,
@@ -49,7 +51,7 @@ pub struct RolePolicy {
 }
 
 impl Action {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Status,
         Self::ListGenerations,
         Self::Rotate,
@@ -59,6 +61,8 @@ impl Action {
         Self::QueryAudit,
         Self::RecordScan,
         Self::ExtendLease,
+        Self::ScheduleDeletion,
+        Self::CancelDeletion,
     ];
 
     pub fn name(self) -> &'static str {
@@ -72,6 +76,8 @@ impl Action {
             Self::QueryAudit => "audit-query",
             Self::RecordScan => "record-scan",
             Self::ExtendLease => "extend-lease",
+            Self::ScheduleDeletion => "schedule-deletion",
+            Self::CancelDeletion => "cancel-deletion",
         }
     }
 
@@ -91,6 +97,8 @@ impl Action {
             "QueryAudit" => Self::QueryAudit,
             "RecordScan" => Self::RecordScan,
             "ExtendLease" => Self::ExtendLease,
+            "ScheduleDeletion" => Self::ScheduleDeletion,
+            "CancelDeletion" => Self::CancelDeletion,
             _ => return None,
         })
     }
@@ -144,12 +152,13 @@ impl Role {
 
     pub fn rights(self) -> Rights {
         use Action::{
-            ExtendLease, ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian, Rotate, Status, VerifyAudit,
+            CancelDeletion, ExtendLease, ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian, Rotate,
+            ScheduleDeletion, Status, VerifyAudit,
         };
         let more: &[Action] = match self {
             Self::Viewer => &[],
             Self::Operator => &[RestartCustodian, RecordScan],
-            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease],
+            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease, ScheduleDeletion, CancelDeletion],
             Self::Auditor => &[VerifyAudit, QueryAudit],
         };
         [Status, ListGenerations].iter().chain(more).copied().collect()
@@ -202,20 +211,22 @@ mod tests {
 
     #[test]
     fn each_role_has_its_rights_and_roles_add_up() {
-        assert_eq!(may(&peer(10, &[])), ["status", "list"]);
-        assert_eq!(
-            may(&peer(20, &[])),
-            ["status", "list", "rotate", "rescue", "restart-custodian", "record-scan", "extend-lease"]
-        );
-        assert_eq!(may(&peer(30, &[])), ["status", "list", "rotate", "rescue", "extend-lease"]);
-        assert_eq!(may(&peer(99, &[7])), ["status", "list", "rotate", "rescue", "extend-lease"]);
+        let looks = ["status", "list"];
+        let of_key = ["extend-lease", "schedule-deletion", "cancel-deletion"];
+        assert_eq!(may(&peer(10, &[])), looks);
+        let both = [&looks[..], &["rotate", "rescue", "restart-custodian", "record-scan"], &of_key].concat();
+        assert_eq!(may(&peer(20, &[])), both);
+        let crypto_admin = [&looks[..], &["rotate", "rescue"], &of_key].concat();
+        assert_eq!(may(&peer(30, &[])), crypto_admin);
+        assert_eq!(may(&peer(99, &[7])), crypto_admin);
         assert_eq!(may(&peer(40, &[])), ["status", "list", "audit-verify", "audit-query"]);
     }
 
     #[test]
     fn a_denial_wins_over_every_grant() {
-        assert_eq!(may(&peer(30, &[9])), ["status", "list", "rescue", "extend-lease"]);
-        assert_eq!(may(&peer(99, &[7, 9])), ["status", "list", "rescue", "extend-lease"]);
+        let rest = ["status", "list", "rescue", "extend-lease", "schedule-deletion", "cancel-deletion"];
+        assert_eq!(may(&peer(30, &[9])), rest);
+        assert_eq!(may(&peer(99, &[7, 9])), rest);
     }
 
     #[test]

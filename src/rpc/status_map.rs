@@ -2,9 +2,11 @@
 
 use keystead_core::envelope::EnvelopeError;
 use keystead_core::grant::GrantError;
+use keystead_core::keyring::DeletionError;
 use tonic::{Code, Status};
 
 use crate::custody::contract::CustodyError;
+use crate::service::deletion::DeleteError;
 use crate::service::explain::explain;
 use crate::service::keys::ServeError;
 use crate::service::lease::ExtendError;
@@ -59,6 +61,17 @@ pub fn rotation_error(error: &RotationError) -> Status {
         | RotationError::Upstream(_)
         | RotationError::Storage(_)
         | RotationError::NoRandomness => Code::Aborted,
+    };
+    Status::new(code, explain(error))
+}
+
+/// A deletion that was not scheduled or cancelled.
+pub fn deletion_error(error: &DeleteError) -> Status {
+    let code = match error {
+        DeleteError::Wait { .. } | DeleteError::NotConfirmed { .. } => Code::InvalidArgument,
+        DeleteError::Keyring(DeletionError::Unknown { .. }) => Code::NotFound,
+        DeleteError::Refused(_) | DeleteError::Keyring(_) => Code::FailedPrecondition,
+        DeleteError::Storage(_) => Code::Aborted,
     };
     Status::new(code, explain(error))
 }

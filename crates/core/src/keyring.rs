@@ -157,6 +157,11 @@ impl Keyring {
         self.generations.iter().find(|generation| generation.state == GenerationState::Prepared)
     }
 
+    /// All but the tombstones.
+    pub fn alive(&self) -> impl Iterator<Item = &Generation> {
+        self.generations.iter().filter(|generation| generation.state != GenerationState::Destroyed)
+    }
+
     pub fn recovery_key(&self) -> Option<P256PublicKey> {
         match &self.recovery {
             RecoveryRoot::Declined => None,
