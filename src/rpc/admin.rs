@@ -13,9 +13,10 @@ use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
     Audit, AuditLine, CancelDeletionRequest, CancelDeletionResponse, CustodianProcess, Custody, ExtendLeaseRequest,
-    ExtendLeaseResponse, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest,
-    ListGenerationsResponse, QueryAuditRequest, RecordScanRequest, RecordScanResponse, RescueRequest, RescueResponse,
-    RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox,
+    ExtendLeaseResponse, ForgetBackupRequest, ForgetBackupResponse, Generation, GetStatusRequest, GetStatusResponse,
+    ListBackupsRequest, ListBackupsResponse, ListGenerationsRequest, ListGenerationsResponse, QueryAuditRequest,
+    RecordScanRequest, RecordScanResponse, RegisterBackupRequest, RegisterBackupResponse, RescueRequest,
+    RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox,
     ScheduleDeletionRequest, ScheduleDeletionResponse, VerifyAuditRequest, VerifyAuditResponse,
 };
 use serde_json::json;
@@ -26,7 +27,7 @@ use tonic::{Request, Response, Status};
 
 use super::audited::AdminAudit;
 use super::status_map::{extend_error, rescue_error, rotation_error, scan_error};
-use super::{deletion, outlook, scan, upstream};
+use super::{backups, deletion, outlook, scan, upstream};
 use crate::audit::Trail;
 use crate::audit::query::{Filter, query_last};
 use crate::audit::verify::{Verified, VerifyError};
@@ -296,6 +297,24 @@ impl Admin for AdminService {
         request: Request<CancelDeletionRequest>,
     ) -> Result<Response<CancelDeletionResponse>, Status> {
         deletion::cancel(&self.lifecycle, &self.audit, request).await.map(Response::new)
+    }
+
+    async fn register_backup(
+        &self,
+        request: Request<RegisterBackupRequest>,
+    ) -> Result<Response<RegisterBackupResponse>, Status> {
+        backups::register(&self.lifecycle, &self.audit, request).await.map(Response::new)
+    }
+
+    async fn list_backups(&self, _: Request<ListBackupsRequest>) -> Result<Response<ListBackupsResponse>, Status> {
+        backups::list(&self.lifecycle).map(Response::new)
+    }
+
+    async fn forget_backup(
+        &self,
+        request: Request<ForgetBackupRequest>,
+    ) -> Result<Response<ForgetBackupResponse>, Status> {
+        backups::forget(&self.lifecycle, &self.audit, request).await.map(Response::new)
     }
 
     async fn verify_audit(

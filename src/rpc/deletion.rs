@@ -120,6 +120,7 @@ pub fn shown(report: &DeletionReport) -> Deletion {
         detail: report.detail.clone(),
         decrypts: report.decrypts,
         roots: fates(generation),
+        backups: report.backups.clone(),
     }
 }
 
@@ -137,7 +138,7 @@ pub fn tombstone(tombstone: &Tombstone) -> WireTombstone {
 pub fn warnings(keyring: &Keyring, deletions: &[Deletion]) -> Vec<String> {
     let waiting = deletions.iter().map(|each| {
         let left = Duration::from_secs(each.remaining_seconds);
-        notices::deletion(each.generation, &each.state, &each.detail, left)
+        notices::deletion(each.generation, &each.state, &each.detail, left, &each.backups)
     });
     let left = keyring.unfinished().filter(|(_, left)| !left.is_empty());
     waiting.chain(left.map(|(generation, _)| notices::leftover(generation.number.0))).collect()

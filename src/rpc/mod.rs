@@ -4,6 +4,7 @@ pub mod admin;
 pub mod audited;
 mod authority;
 pub mod authorized;
+mod backups;
 pub mod connection;
 mod deletion;
 pub mod incoming;

@@ -21,6 +21,8 @@ pub enum Action {
     ExtendLease,
     ScheduleDeletion,
     CancelDeletion,
+    RegisterBackup,
+    ForgetBackup,
 }
 
 /// A set of actions.
@@ -51,7 +53,7 @@ pub struct RolePolicy {
 }
 
 impl Action {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Status,
         Self::ListGenerations,
         Self::Rotate,
@@ -63,6 +65,8 @@ impl Action {
         Self::ExtendLease,
         Self::ScheduleDeletion,
         Self::CancelDeletion,
+        Self::RegisterBackup,
+        Self::ForgetBackup,
     ];
 
     pub fn name(self) -> &'static str {
@@ -78,6 +82,8 @@ impl Action {
             Self::ExtendLease => "extend-lease",
             Self::ScheduleDeletion => "schedule-deletion",
             Self::CancelDeletion => "cancel-deletion",
+            Self::RegisterBackup => "register-backup",
+            Self::ForgetBackup => "forget-backup",
         }
     }
 
@@ -89,7 +95,7 @@ impl Action {
     pub(super) fn of_path(path: &str) -> Option<Self> {
         Some(match path.strip_prefix("/keystead.admin.v1.Admin/")? {
             "GetStatus" => Self::Status,
-            "ListGenerations" => Self::ListGenerations,
+            "ListGenerations" | "ListBackups" => Self::ListGenerations,
             "Rotate" => Self::Rotate,
             "Rescue" => Self::Rescue,
             "RestartCustodian" => Self::RestartCustodian,
@@ -99,6 +105,8 @@ impl Action {
             "ExtendLease" => Self::ExtendLease,
             "ScheduleDeletion" => Self::ScheduleDeletion,
             "CancelDeletion" => Self::CancelDeletion,
+            "RegisterBackup" => Self::RegisterBackup,
+            "ForgetBackup" => Self::ForgetBackup,
             _ => return None,
         })
     }
@@ -152,12 +160,12 @@ impl Role {
 
     pub fn rights(self) -> Rights {
         use Action::{
-            CancelDeletion, ExtendLease, ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian, Rotate,
-            ScheduleDeletion, Status, VerifyAudit,
+            CancelDeletion, ExtendLease, ForgetBackup, ListGenerations, QueryAudit, RecordScan, RegisterBackup, Rescue,
+            RestartCustodian, Rotate, ScheduleDeletion, Status, VerifyAudit,
         };
         let more: &[Action] = match self {
             Self::Viewer => &[],
-            Self::Operator => &[RestartCustodian, RecordScan],
+            Self::Operator => &[RestartCustodian, RecordScan, RegisterBackup, ForgetBackup],
             Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease, ScheduleDeletion, CancelDeletion],
             Self::Auditor => &[VerifyAudit, QueryAudit],
         };
@@ -214,7 +222,9 @@ mod tests {
         let looks = ["status", "list"];
         let of_key = ["extend-lease", "schedule-deletion", "cancel-deletion"];
         assert_eq!(may(&peer(10, &[])), looks);
-        let both = [&looks[..], &["rotate", "rescue", "restart-custodian", "record-scan"], &of_key].concat();
+        let of_backups = ["register-backup", "forget-backup"];
+        let both =
+            [&looks[..], &["rotate", "rescue", "restart-custodian", "record-scan"], &of_key, &of_backups].concat();
         assert_eq!(may(&peer(20, &[])), both);
         let crypto_admin = [&looks[..], &["rotate", "rescue"], &of_key].concat();
         assert_eq!(may(&peer(30, &[])), crypto_admin);

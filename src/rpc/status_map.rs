@@ -1,11 +1,13 @@
 //! From the service's errors to gRPC codes: the one place where they meet, and where each is logged once.
 
+use keystead_core::backup::BackupError;
 use keystead_core::envelope::EnvelopeError;
 use keystead_core::grant::GrantError;
 use keystead_core::keyring::DeletionError;
 use tonic::{Code, Status};
 
 use crate::custody::contract::CustodyError;
+use crate::service::backups::BackupsError;
 use crate::service::deletion::DeleteError;
 use crate::service::explain::explain;
 use crate::service::keys::ServeError;
@@ -72,6 +74,18 @@ pub fn deletion_error(error: &DeleteError) -> Status {
         DeleteError::Keyring(DeletionError::Unknown { .. }) => Code::NotFound,
         DeleteError::Refused(_) | DeleteError::Keyring(_) => Code::FailedPrecondition,
         DeleteError::Storage(_) => Code::Aborted,
+    };
+    Status::new(code, explain(error))
+}
+
+/// A list of backups that was not changed.
+pub fn backups_error(error: &BackupsError) -> Status {
+    let code = match error {
+        BackupsError::Keyring(BackupError::NameTooLong) => Code::InvalidArgument,
+        BackupsError::Keyring(BackupError::NameTaken(_)) => Code::AlreadyExists,
+        BackupsError::Keyring(BackupError::NoSuch(_) | BackupError::NoSuchGeneration(_)) => Code::NotFound,
+        BackupsError::Refused(_) | BackupsError::Keyring(BackupError::TooMany) => Code::FailedPrecondition,
+        BackupsError::Storage(_) => Code::Aborted,
     };
     Status::new(code, explain(error))
 }

@@ -70,6 +70,8 @@ pub struct DeletionReport {
     pub standing: Standing,
     /// Why it does not go on, and what to do; empty while it waits and nothing speaks against it.
     pub detail: String,
+    /// Registered backups that need it, or may.
+    pub backups: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +105,7 @@ impl Lifecycle {
             return Err(DeleteError::Wait { least });
         }
         let _turn = self.turn.lock().await;
-        let mut keyring = self.changeable().await?;
+        let mut keyring = self.changeable().await.map_err(DeleteError::Refused)?;
         let generation = keyring.named(&request.generation)?;
         let (number, key_id) = (generation.number, generation.key_id.clone());
         // Refused for what it is, before anybody is asked to confirm it.
@@ -135,7 +137,7 @@ impl Lifecycle {
     /// Back to retired. With custody at hand under a new epoch, so that no earlier record brings the deletion back.
     pub async fn cancel_deletion(&self, wanted: &str) -> Result<Generation, DeleteError> {
         let _turn = self.turn.lock().await;
-        let mut keyring = self.changeable().await?;
+        let mut keyring = self.changeable().await.map_err(DeleteError::Refused)?;
         let number = keyring.named(wanted)?.number;
         self.spend_time(&mut keyring);
         keyring.cancel_deletion(number)?;
@@ -171,7 +173,8 @@ impl Lifecycle {
             (None, false) => (Standing::Waiting, unproven(keyring, number).unwrap_or_default()),
         };
         let decrypts = self.slot(&generation.key_id).map_or(0, |slot| slot.pending_decrypts());
-        Some(DeletionReport { generation: generation.clone(), pending, left, decrypts, standing, detail })
+        let backups = keyring.backups_of(number).map(|backup| backup.name.to_string()).collect();
+        Some(DeletionReport { generation: generation.clone(), pending, left, decrypts, standing, detail, backups })
     }
 
     /// Why a generation whose wait is over is not destroyed now.
@@ -324,16 +327,13 @@ impl Lifecycle {
     }
 
     /// The record in force, for a change to start from; needs the turn.
-    async fn changeable(&self) -> Result<Keyring, DeleteError> {
+    pub(super) async fn changeable(&self) -> Result<Keyring, String> {
         self.settle().await;
         let serving = self.keys.serving();
-        if !serving.availability.serves() {
-            return Err(DeleteError::Refused(serving.reason.clone()));
-        }
         if self.is_unsettled() {
-            return Err(DeleteError::Refused("a change before it is not settled yet; the log says why".into()));
+            return Err("a change before it is not settled yet; the log says why".into());
         }
-        self.keyring().ok_or_else(|| DeleteError::Refused(serving.reason.clone()))
+        self.keyring().filter(|_| serving.availability.serves()).ok_or_else(|| serving.reason.clone())
     }
 
     /// A change that an earlier record of its epoch would undo to somebody's harm is worth a roll, if custody is there.
@@ -345,7 +345,7 @@ impl Lifecycle {
     }
 
     /// Shows what was stored. After a failed write the record decides whether it was done all the same.
-    async fn shown(
+    pub(super) async fn shown(
         &self,
         stored: Result<Keyring, LoadError>,
         is_done: impl Fn(&Keyring) -> bool,
@@ -356,7 +356,7 @@ impl Lifecycle {
                 Ok(keyring)
             }
             Err(error) => {
-                tracing::error!(error = explain(&error), "a change of a deletion was not stored");
+                tracing::error!(error = explain(&error), "a change was not stored");
                 self.reload_needed.store(true, Ordering::Relaxed);
                 self.settle().await;
                 let settled = self.keyring().filter(|keyring| !self.is_unsettled() && is_done(keyring));

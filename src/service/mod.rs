@@ -3,6 +3,7 @@
 //! [`keys::KeyService`] is the hot path and holds what is served; [`lifecycle::Lifecycle`] changes it, always in the order
 //! persist, publish, reply. Knows custody and store, not gRPC: rpc translates.
 
+pub mod backups;
 pub mod clock;
 pub mod cloud;
 pub mod cloud_view;

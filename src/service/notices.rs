@@ -20,13 +20,16 @@ pub const UNSETTLED: &str = "a change of the key is not settled yet (the log say
      do not restart if it can wait";
 
 /// A generation that waits for its deletion. `state` and `detail` as the admin API has them.
-pub fn deletion(generation: u64, state: &str, detail: &str, left: Duration) -> String {
+pub fn deletion(generation: u64, state: &str, detail: &str, left: Duration, backups: &[String]) -> String {
     match (state, detail) {
         ("suspended", detail) => format!("the deletion of generation {generation} is SUSPENDED: {detail}"),
         ("held", "") => format!("generation {generation} is being destroyed"),
         ("held", detail) => format!("the waiting period of generation {generation} is over: {detail}"),
         (_, detail) => {
-            let also = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
+            let mut also = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
+            if !backups.is_empty() {
+                also.push_str(&format!("; these backups need it: {}", backups.join(", ")));
+            }
             format!(
                 "generation {generation} is destroyed in {} of service{also}. If that is not meant: `keystead key \
                  cancel-deletion --generation {generation}`",
@@ -72,8 +75,10 @@ mod tests {
             ("held", "no scan", "the waiting period of generation 1 is over: no scan"),
             ("suspended", "decrypted", "SUSPENDED: decrypted"),
         ] {
-            let told = deletion(1, state, detail, left);
+            let told = deletion(1, state, detail, left, &[]);
             assert!(told.contains(expected), "{told}");
         }
+        let told = deletion(1, "waiting", "", left, &["friday".into(), "saturday".into()]);
+        assert!(told.contains("these backups need it: friday, saturday. If"), "{told}");
     }
 }

@@ -298,6 +298,7 @@ pub async fn rebuild(
         scan: None,
         upstream: cloud.map(InitCloud::first_state),
         generations: Vec::new(),
+        backups: Vec::new(),
         audit: None,
     };
     let (owner, node) = (request.keyring.clone(), request.node.clone());

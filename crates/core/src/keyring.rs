@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::annotation::{Annotation, AnnotationError};
 use crate::audit::Position;
+use crate::backup::Backup;
 use crate::context::{EnvelopeContext, WrapContext};
 use crate::hex;
 use crate::hpke_p256::P256PublicKey;
@@ -46,6 +47,9 @@ pub struct Keyring {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream: Option<UpstreamState>,
     pub generations: Vec<Generation>,
+    /// Backups of etcd that were registered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backups: Vec<Backup>,
     /// How far the audit trail had come when this was written: it may be longer, never shorter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<Position>,
@@ -317,7 +321,7 @@ impl Keyring {
         if self.scan.as_ref().is_some_and(|scan| !scan.objects.is_sorted_by(|a, b| a.number < b.number)) {
             return wrong("a scan's generations are not in ascending order");
         }
-        if let Some(problem) = self.deletion_problem() {
+        if let Some(problem) = self.deletion_problem().or_else(|| self.backup_problem()) {
             return wrong(problem);
         }
         if matches!(self.recovery, RecoveryRoot::PublicKey { .. }) && self.recovery_key().is_none() {

@@ -10,6 +10,7 @@
 pub mod annotation;
 pub mod audit;
 pub mod availability;
+pub mod backup;
 pub mod context;
 pub mod envelope;
 pub mod grant;

@@ -191,6 +191,7 @@ mod tests {
             rotation: None,
             scan: None,
             generations,
+            backups: Vec::new(),
             audit: None,
             upstream: None,
         }

@@ -83,6 +83,7 @@ impl Life {
             scan: None,
             upstream: None,
             generations: Vec::new(),
+            backups: Vec::new(),
             audit: None,
         };
         let mut life = Self {

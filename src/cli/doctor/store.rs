@@ -247,7 +247,7 @@ fn told_by_daemon(status: &GetStatusResponse) -> Vec<Finding> {
 
 fn told(deletion: &Deletion) -> String {
     let left = Duration::from_secs(deletion.remaining_seconds);
-    notices::deletion(deletion.generation, &deletion.state, &deletion.detail, left)
+    notices::deletion(deletion.generation, &deletion.state, &deletion.detail, left, &deletion.backups)
 }
 
 fn pending(what: &str, deletion: &Deletion) -> Finding {

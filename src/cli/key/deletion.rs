@@ -92,6 +92,7 @@ pub fn as_json(deletion: &Deletion) -> Value {
         "detail": (!deletion.detail.is_empty()).then_some(&deletion.detail),
         "decrypts": deletion.decrypts,
         "roots": deletion.roots.iter().map(root).collect::<Vec<_>>(),
+        "backups": deletion.backups,
     })
 }
 
@@ -126,12 +127,16 @@ fn text(would: &ScheduleDeletionResponse) -> String {
         text.push_str(&format!("\nOpens it no more:\n{}", table::list(&lost)));
     }
     if stays.is_empty() {
-        text.push_str("\nNo root remains: backups of etcd from before are unreadable for ever where they need it.\n");
+        text.push_str("\nNo root remains: what is under it in a backup is lost for ever.\n");
     } else {
-        text.push_str(&format!(
-            "\nStill opens old backups of etcd, so that nothing is shredded:\n{}",
-            table::list(&stays)
-        ));
+        text.push_str(&format!("\nStill opens it in a backup, so that nothing is shredded:\n{}", table::list(&stays)));
+    }
+    let how = if stays.is_empty() { "become unreadable" } else { "then open by those roots alone" };
+    match deletion.backups.as_slice() {
+        [] => text.push_str(
+            "\nNo registered backup needs it. What was not registered (`keystead backup register`)\nis not known here.\n",
+        ),
+        backups => text.push_str(&format!("\nRegistered backups that {how}:\n{}", table::list(backups))),
     }
     text
 }
@@ -201,7 +206,10 @@ mod tests {
         let stays = text(&would(vec![fate("pkcs11", false), fate("recovery", true)]));
         let (lost, rest) = stays.split_once("Still opens").unwrap();
         assert!(lost.contains("- pkcs11 ab") && rest.contains("- recovery ab"), "{stays}");
-        assert!(!stays.contains("No root remains"));
+        assert!(!stays.contains("No root remains") && stays.contains("No registered backup needs it"));
+        let mut named = would(vec![fate("pkcs11", false)]);
+        named.deletion.as_mut().unwrap().backups = vec!["friday".into()];
+        assert!(text(&named).ends_with("Registered backups that become unreadable:\n- friday\n"), "{}", text(&named));
         assert!(stays.lines().all(|line| line.chars().count() <= 80), "{stays}");
     }
 

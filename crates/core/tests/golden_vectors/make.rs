@@ -849,6 +849,7 @@ fn keyring(recovery: bool) -> Keyring {
         scan: None,
         upstream: None,
         generations: Vec::new(),
+        backups: Vec::new(),
         audit: None,
     }
 }

@@ -28,6 +28,7 @@ fn keyring(generations: u8) -> Keyring {
         scan: None,
         upstream: None,
         generations: Vec::new(),
+        backups: Vec::new(),
         audit: None,
     };
     for byte in 1..=generations {
