@@ -33,6 +33,18 @@ pub const CLOUD: &[&str] = &[
     "return.stored",
 ];
 
+/// Those of a deletion: scheduled, cancelled, and carried out.
+pub const DELETION: &[&str] = &[
+    "deletion.scheduled",
+    "deletion.cancelled",
+    "deletion.suspended",
+    "deletion.intent-recorded",
+    "deletion.wiped",
+    "deletion.tombstone-written",
+    "deletion.cmk-destroyed",
+    "deletion.finished",
+];
+
 /// Arms what the environment asks for. Call once, before threads start.
 #[cfg(feature = "failpoints")]
 pub fn arm() {

@@ -5,6 +5,7 @@
 //! starts processes or opens a token goes through [`wiring`]. `docs/commands.md` is the reference for people.
 
 mod audit;
+mod backup;
 mod config_check;
 mod connection;
 mod custodian;
@@ -92,6 +93,9 @@ enum Command {
     /// What stands in the cluster's etcd
     #[command(subcommand)]
     Etcd(etcd::Command),
+    /// Backups of etcd that a deletion is held against
+    #[command(subcommand)]
+    Backup(backup::Command),
     /// Rebuild the store from an etcd, its snapshot or a rescue file, and one durable root
     Recover(Box<recover::Arguments>),
     /// The recovery key, kept offline
@@ -165,6 +169,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Key(command) => key::run(&command, config, cli.global.output),
         Command::Roots(command) => roots::run(&command, config),
         Command::Etcd(command) => etcd::run(&command, config, cli.global.output),
+        Command::Backup(command) => backup::run(&command, config, cli.global.output),
         Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
@@ -222,10 +227,17 @@ mod tests {
             "keystead key describe 3",
             "keystead key rotate --yes",
             "keystead key rotate --yes --force because",
+            "keystead key schedule-deletion --generation 3 --wait 7d",
+            "keystead key schedule-deletion --generation 3 --confirm ks1.a.3.abababababababababababababababab",
+            "keystead key cancel-deletion --generation 3",
             "keystead roots list",
             "keystead roots rescue --to public.pem --out rescue.txt",
             "keystead etcd scan --snapshot a.db --skip-hash-check",
             "keystead etcd scan --etcd http://127.0.0.1:2379 --prefix /registry/ --no-record",
+            "keystead backup register --name friday --snapshot a.db --skip-hash-check",
+            "keystead backup register --name friday --generations 1,2",
+            "keystead backup list",
+            "keystead backup forget --name friday",
             "keystead recover --snapshot a.db --no-recovery --replace-store",
             "keystead recover --snapshot a.db --private p.pem --dry-run --provider edge --skip-hash-check",
             "keystead recover --etcd https://a:2379 --etcd-cacert a --etcd-cert b --etcd-key c --etcd-timeout 5 --dry-run",
@@ -273,6 +285,12 @@ mod tests {
         for line in [
             "keystead recover --no-recovery",
             "keystead key rotate --force",
+            "keystead key schedule-deletion 3",
+            "keystead key schedule-deletion --generation 3 --wait 7",
+            "keystead key cancel-deletion",
+            "keystead backup register --name friday",
+            "keystead backup register --name friday --snapshot a --generations 1",
+            "keystead backup register --name friday --generations one",
             "keystead etcd scan",
             "keystead etcd scan --snapshot a --etcd unix:///a",
             "keystead recover --snapshot a",

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::connection::{Connection, runtime};
 use super::exit::{Exit, Failure};
+use super::key::deletion;
 use super::key::generation::scan;
 use super::paint::Colour;
 use super::report::Report;
@@ -86,6 +87,7 @@ fn report(status: &GetStatusResponse) -> Report {
         },
         "scan": status.scan.as_ref().map(scan),
         "configuration": status.configuration.as_ref().map(configuration),
+        "deletions": status.deletions.iter().map(deletion::as_json).collect::<Vec<_>>(),
         "upstream": status.upstream.as_ref().map(upstream::json),
         "apiserver_restart": survival(status.apiserver_restart.as_ref()),
         "reboot": survival(status.reboot.as_ref()),
@@ -118,6 +120,9 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
         plain("Store", format!("revision {}, epoch {}", status.store_revision, status.epoch));
         if known > 1 || status.scan.is_some() {
             plain("Scan", scan_line(status.scan.as_ref()));
+        }
+        for each in &status.deletions {
+            plain("Deletion", format!("generation {}: {}", each.generation, deletion::standing(each)));
         }
     }
     if let Some(upstream) = &status.upstream {

@@ -113,6 +113,7 @@ pub(super) fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
     rows.push(("roles", roles(&settings.admin.roles)));
     rows.extend([
         ("admin.reflection", json!(settings.admin.reflection)),
+        ("deletion.min_wait", json!(show_duration(settings.min_deletion_wait))),
         ("metrics.listen", settings.metrics.map_or(json!("off"), |address| json!(address.to_string()))),
         ("log.level", json!(settings.log.level.as_str())),
         ("log.format", json!(settings.log.format.as_str())),

@@ -30,6 +30,7 @@ pub struct Raw {
     pub admin: Admin,
     /// Whether the table is there at all makes a difference.
     pub roles: Option<Roles>,
+    pub deletion: Deletion,
     pub metrics: Metrics,
     pub log: Log,
     pub sandbox: Sandbox,
@@ -186,6 +187,12 @@ impl From<RawDenial> for Denial {
     fn from(RawDenial { actions, uids, gids }: RawDenial) -> Self {
         Self { actions, members: Members { uids, gids } }
     }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Deletion {
+    pub min_wait: Option<Spanned<Span>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

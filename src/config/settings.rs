@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use keystead_core::waiting_period::MAX_WAIT;
 use keystead_core::{KeyringId, NodeId};
 use rustix::process::Gid;
 use toml::Spanned;
@@ -44,6 +45,8 @@ pub struct Settings {
     pub audit: Option<AuditSettings>,
     pub kms: KmsSettings,
     pub admin: AdminSettings,
+    /// No generation is destroyed sooner after it was scheduled.
+    pub min_deletion_wait: Duration,
     /// Loopback only; `None` when metrics are off.
     pub metrics: Option<SocketAddr>,
     pub log: LogSettings,
@@ -140,6 +143,12 @@ impl Builder<'_> {
             store,
             kms: self.kms(raw.kms)?,
             admin: self.admin(raw.admin, raw.roles)?,
+            min_deletion_wait: self.duration(
+                "deletion.min_wait",
+                raw.deletion.min_wait.map(|spanned| (spanned.span(), spanned.into_inner().0)),
+                Duration::from_secs(DAY),
+                Duration::from_secs(1)..=MAX_WAIT,
+            )?,
             metrics: match raw.metrics.listen {
                 None => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
                 Some(Listen::Off) => None,

@@ -100,6 +100,7 @@ pub async fn run(
         node: settings.node,
         custody_grace: settings.custody_grace,
         probe_interval: settings.custody_probe_interval,
+        min_deletion_wait: settings.min_deletion_wait,
     };
     let trail = open_trail(settings.audit.as_ref(), &key_settings.keyring, audit_outlet)?;
     let unrecorded = settings.audit.is_some() && trail.is_none();

@@ -7,15 +7,18 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use keystead_core::RootKind;
 use keystead_core::availability::Availability;
 use keystead_core::hpke_p256::P256PublicKey;
-use keystead_core::keyring::{GenerationState, Keyring};
+use keystead_core::keyring::Keyring;
 use keystead_core::reason::Reason;
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Audit, AuditLine, CustodianProcess, Custody, ExtendLeaseRequest, ExtendLeaseResponse, Generation, GetStatusRequest,
-    GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse, QueryAuditRequest, RecordScanRequest,
-    RecordScanResponse, ReloadRequest, ReloadResponse, RescueRequest, RescueResponse, RestartCustodianRequest,
-    RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
+    Audit, AuditLine, CancelDeletionRequest, CancelDeletionResponse, CustodianProcess, Custody, ExtendLeaseRequest,
+    ExtendLeaseResponse, ForgetBackupRequest, ForgetBackupResponse, Generation, GetStatusRequest, GetStatusResponse,
+    ListBackupsRequest, ListBackupsResponse, ListGenerationsRequest, ListGenerationsResponse, QueryAuditRequest,
+    RecordScanRequest, RecordScanResponse, RegisterBackupRequest, RegisterBackupResponse, ReloadRequest,
+    ReloadResponse, RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root,
+    RotateProgress, RotateRequest, Sandbox, ScheduleDeletionRequest, ScheduleDeletionResponse, VerifyAuditRequest,
+    VerifyAuditResponse,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -26,7 +29,7 @@ use tonic::{Request, Response, Status};
 use super::audited::AdminAudit;
 use super::reload::{self, Reloads};
 use super::status_map::{extend_error, rescue_error, rotation_error, scan_error};
-use super::{outlook, scan, upstream};
+use super::{backups, deletion, outlook, scan, upstream};
 use crate::audit::Trail;
 use crate::audit::query::{Filter, query_last};
 use crate::audit::verify::{Verified, VerifyError};
@@ -104,7 +107,7 @@ impl AdminService {
             let keyring = &keys.keyring;
             status.epoch = keyring.epoch;
             status.store_revision = keyring.revision;
-            status.generations = count(keyring.generations.len());
+            status.generations = count(keyring.alive().count());
             status.generations_loaded = count(keys.loaded());
             if let Some(active) = keyring.active() {
                 status.active_key_id = active.key_id.to_string();
@@ -112,6 +115,9 @@ impl AdminService {
                 status.durable_roots = active.wraps.iter().map(|wrap| wrap.root_kind.to_string()).collect();
             }
             status.scan = scan::shown(keyring);
+            status.deletions = self.lifecycle.deletions().iter().map(deletion::shown).collect();
+            let deletions = deletion::warnings(keyring, &status.deletions);
+            status.warnings.extend(deletions);
             let known = warnings(keyring, &status);
             status.warnings.extend(known);
             let faults = keys.slots().filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
@@ -185,7 +191,11 @@ impl Admin for AdminService {
             .keys
             .as_ref()
             .ok_or_else(|| Status::unavailable(format!("there is no authentic keyring: {}", serving.reason)))?;
-        let generations = keys.keyring.generations.iter().map(|generation| describe(keys, generation)).collect();
+        let mut generations: Vec<_> = keys.keyring.generations.iter().map(|each| describe(keys, each)).collect();
+        for report in self.lifecycle.deletions() {
+            let waiting = generations.iter_mut().find(|each| each.number == report.generation.number.0);
+            waiting.into_iter().for_each(|each| each.deletion = Some(deletion::shown(&report)));
+        }
         Ok(Response::new(ListGenerationsResponse { generations }))
     }
 
@@ -283,6 +293,38 @@ impl Admin for AdminService {
         reload::reload(&self.audit, &self.facts.configuration, request).await
     }
 
+    async fn schedule_deletion(
+        &self,
+        request: Request<ScheduleDeletionRequest>,
+    ) -> Result<Response<ScheduleDeletionResponse>, Status> {
+        deletion::schedule(&self.lifecycle, &self.audit, request).await.map(Response::new)
+    }
+
+    async fn cancel_deletion(
+        &self,
+        request: Request<CancelDeletionRequest>,
+    ) -> Result<Response<CancelDeletionResponse>, Status> {
+        deletion::cancel(&self.lifecycle, &self.audit, request).await.map(Response::new)
+    }
+
+    async fn register_backup(
+        &self,
+        request: Request<RegisterBackupRequest>,
+    ) -> Result<Response<RegisterBackupResponse>, Status> {
+        backups::register(&self.lifecycle, &self.audit, request).await.map(Response::new)
+    }
+
+    async fn list_backups(&self, _: Request<ListBackupsRequest>) -> Result<Response<ListBackupsResponse>, Status> {
+        backups::list(&self.lifecycle).map(Response::new)
+    }
+
+    async fn forget_backup(
+        &self,
+        request: Request<ForgetBackupRequest>,
+    ) -> Result<Response<ForgetBackupResponse>, Status> {
+        backups::forget(&self.lifecycle, &self.audit, request).await.map(Response::new)
+    }
+
     async fn verify_audit(
         &self,
         _request: Request<VerifyAuditRequest>,
@@ -372,19 +414,12 @@ fn filter(request: QueryAuditRequest) -> Filter {
     }
 }
 
-fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Generation {
+pub(super) fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Generation {
     let slot = keys.slot_of(generation);
     Generation {
         number: generation.number.0,
         key_id: generation.key_id.to_string(),
-        state: match generation.state {
-            GenerationState::Prepared => "prepared",
-            GenerationState::Active => "active",
-            GenerationState::Retired => "retired",
-            GenerationState::PendingDeletion => "pending-deletion",
-            GenerationState::Destroyed => "destroyed",
-        }
-        .into(),
+        state: generation.state.to_string(),
         created: generation.created,
         activated: generation.activated.unwrap_or(0),
         loaded: slot.is_some_and(|slot| slot.is_loaded()),
@@ -395,10 +430,12 @@ fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Gen
         annotation: generation.annotation().unwrap_or_default(),
         objects: keys.keyring.scan.as_ref().and_then(|scan| scan.objects(generation.number)),
         forced: generation.forced.as_ref().map(ToString::to_string).unwrap_or_default(),
+        deletion: None,
+        tombstone: generation.tombstone.as_ref().map(deletion::tombstone),
     }
 }
 
-fn root(wrap: &WrappedKek) -> Root {
+pub(super) fn root(wrap: &WrappedKek) -> Root {
     let construction = match Construction::parse(&wrap.bytes) {
         Ok(Construction::AesGcm { .. }) => "aes-gcm",
         Ok(Construction::HpkeP256 { .. }) => "hpke-p256",

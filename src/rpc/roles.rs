@@ -22,6 +22,10 @@ pub enum Action {
     RecordScan,
     ExtendLease,
     Reload,
+    ScheduleDeletion,
+    CancelDeletion,
+    RegisterBackup,
+    ForgetBackup,
 }
 
 /// A set of actions.
@@ -34,7 +38,7 @@ pub enum Role {
     Viewer,
     /// Keeps it running: looks, replaces the custodian, has the configuration read again.
     Operator,
-    /// Changes the key: looks, rotates, rescues.
+    /// Changes the key: looks, rotates, rescues, deletes.
     CryptoAdmin,
     /// Looks, and reads the audit trail, which says who did what.
     Auditor,
@@ -53,7 +57,7 @@ pub struct RolePolicy {
 }
 
 impl Action {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::Status,
         Self::ListGenerations,
         Self::Rotate,
@@ -64,6 +68,10 @@ impl Action {
         Self::RecordScan,
         Self::ExtendLease,
         Self::Reload,
+        Self::ScheduleDeletion,
+        Self::CancelDeletion,
+        Self::RegisterBackup,
+        Self::ForgetBackup,
     ];
 
     pub fn name(self) -> &'static str {
@@ -78,6 +86,10 @@ impl Action {
             Self::RecordScan => "record-scan",
             Self::ExtendLease => "extend-lease",
             Self::Reload => "reload",
+            Self::ScheduleDeletion => "schedule-deletion",
+            Self::CancelDeletion => "cancel-deletion",
+            Self::RegisterBackup => "register-backup",
+            Self::ForgetBackup => "forget-backup",
         }
     }
 
@@ -93,7 +105,7 @@ impl Action {
         }
         Some(match path.strip_prefix("/keystead.admin.v1.Admin/")? {
             "GetStatus" => Self::Status,
-            "ListGenerations" => Self::ListGenerations,
+            "ListGenerations" | "ListBackups" => Self::ListGenerations,
             "Rotate" => Self::Rotate,
             "Rescue" => Self::Rescue,
             "RestartCustodian" => Self::RestartCustodian,
@@ -102,6 +114,10 @@ impl Action {
             "RecordScan" => Self::RecordScan,
             "ExtendLease" => Self::ExtendLease,
             "Reload" => Self::Reload,
+            "ScheduleDeletion" => Self::ScheduleDeletion,
+            "CancelDeletion" => Self::CancelDeletion,
+            "RegisterBackup" => Self::RegisterBackup,
+            "ForgetBackup" => Self::ForgetBackup,
             _ => return None,
         })
     }
@@ -155,13 +171,13 @@ impl Role {
 
     pub fn rights(self) -> Rights {
         use Action::{
-            ExtendLease, ListGenerations, QueryAudit, RecordScan, Reload, Rescue, RestartCustodian, Rotate, Status,
-            VerifyAudit,
+            CancelDeletion, ExtendLease, ForgetBackup, ListGenerations, QueryAudit, RecordScan, RegisterBackup, Reload,
+            Rescue, RestartCustodian, Rotate, ScheduleDeletion, Status, VerifyAudit,
         };
         let more: &[Action] = match self {
             Self::Viewer => &[],
-            Self::Operator => &[RestartCustodian, RecordScan, Reload],
-            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease],
+            Self::Operator => &[RestartCustodian, RecordScan, RegisterBackup, ForgetBackup, Reload],
+            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease, ScheduleDeletion, CancelDeletion],
             Self::Auditor => &[VerifyAudit, QueryAudit],
         };
         [Status, ListGenerations].iter().chain(more).copied().collect()
@@ -214,20 +230,25 @@ mod tests {
 
     #[test]
     fn each_role_has_its_rights_and_roles_add_up() {
-        assert_eq!(may(&peer(10, &[])), ["status", "list"]);
-        assert_eq!(
-            may(&peer(20, &[])),
-            ["status", "list", "rotate", "rescue", "restart-custodian", "record-scan", "extend-lease", "reload"]
-        );
-        assert_eq!(may(&peer(30, &[])), ["status", "list", "rotate", "rescue", "extend-lease"]);
-        assert_eq!(may(&peer(99, &[7])), ["status", "list", "rotate", "rescue", "extend-lease"]);
+        let looks = ["status", "list"];
+        let of_key = ["extend-lease", "schedule-deletion", "cancel-deletion"];
+        assert_eq!(may(&peer(10, &[])), looks);
+        let mut both =
+            [&looks[..], &["rotate", "rescue", "restart-custodian", "record-scan", "reload"], &of_key].concat();
+        both.extend(["register-backup", "forget-backup"]);
+        both.sort_by_key(|name| Action::ALL.iter().position(|action| action.name() == *name));
+        assert_eq!(may(&peer(20, &[])), both);
+        let crypto_admin = [&looks[..], &["rotate", "rescue"], &of_key].concat();
+        assert_eq!(may(&peer(30, &[])), crypto_admin);
+        assert_eq!(may(&peer(99, &[7])), crypto_admin);
         assert_eq!(may(&peer(40, &[])), ["status", "list", "audit-verify", "audit-query"]);
     }
 
     #[test]
     fn a_denial_wins_over_every_grant() {
-        assert_eq!(may(&peer(30, &[9])), ["status", "list", "rescue", "extend-lease"]);
-        assert_eq!(may(&peer(99, &[7, 9])), ["status", "list", "rescue", "extend-lease"]);
+        let rest = ["status", "list", "rescue", "extend-lease", "schedule-deletion", "cancel-deletion"];
+        assert_eq!(may(&peer(30, &[9])), rest);
+        assert_eq!(may(&peer(99, &[7, 9])), rest);
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! From the service's errors to gRPC codes: the one place where they meet, and where each is logged once.
 
+use keystead_core::backup::BackupError;
 use keystead_core::envelope::EnvelopeError;
 use keystead_core::grant::GrantError;
+use keystead_core::keyring::DeletionError;
 use tonic::{Code, Status};
 
 use crate::custody::contract::CustodyError;
+use crate::service::backups::BackupsError;
+use crate::service::deletion::DeleteError;
 use crate::service::explain::explain;
 use crate::service::keys::ServeError;
 use crate::service::lease::ExtendError;
@@ -59,6 +63,29 @@ pub fn rotation_error(error: &RotationError) -> Status {
         | RotationError::Upstream(_)
         | RotationError::Storage(_)
         | RotationError::NoRandomness => Code::Aborted,
+    };
+    Status::new(code, explain(error))
+}
+
+/// A deletion that was not scheduled or cancelled.
+pub fn deletion_error(error: &DeleteError) -> Status {
+    let code = match error {
+        DeleteError::Wait { .. } | DeleteError::NotConfirmed { .. } => Code::InvalidArgument,
+        DeleteError::Keyring(DeletionError::Unknown { .. }) => Code::NotFound,
+        DeleteError::Refused(_) | DeleteError::Keyring(_) => Code::FailedPrecondition,
+        DeleteError::Storage(_) => Code::Aborted,
+    };
+    Status::new(code, explain(error))
+}
+
+/// A list of backups that was not changed.
+pub fn backups_error(error: &BackupsError) -> Status {
+    let code = match error {
+        BackupsError::Keyring(BackupError::NameTooLong) => Code::InvalidArgument,
+        BackupsError::Keyring(BackupError::NameTaken(_)) => Code::AlreadyExists,
+        BackupsError::Keyring(BackupError::NoSuch(_) | BackupError::NoSuchGeneration(_)) => Code::NotFound,
+        BackupsError::Refused(_) | BackupsError::Keyring(BackupError::TooMany) => Code::FailedPrecondition,
+        BackupsError::Storage(_) => Code::Aborted,
     };
     Status::new(code, explain(error))
 }

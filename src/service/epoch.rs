@@ -99,6 +99,11 @@ impl Records {
         Self { trail, ..self }
     }
 
+    /// Where what is done is recorded; `None` where the site wants no trail.
+    pub fn trail(&self) -> Option<&Trail> {
+        self.trail.as_ref()
+    }
+
     /// The marker beside the record.
     pub fn marker(&self) -> Marker {
         self.store.marker()

@@ -162,6 +162,7 @@ async fn begin(
         scan: None,
         upstream: request.cloud.as_ref().map(InitCloud::first_state),
         generations: Vec::new(),
+        backups: Vec::new(),
         audit: None,
     };
     keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;

@@ -15,7 +15,7 @@ use keystead_core::availability::{Availability, SealReason};
 use keystead_core::envelope::{EnvelopeError, EnvelopeKey, NONCE_LEN};
 use keystead_core::keyring::{Generation, Keyring};
 use keystead_core::{EnvelopeContext, Kek, KeyId};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use zeroize::Zeroizing;
 
 use super::offline;
@@ -31,6 +31,8 @@ pub struct KeyService {
     custody: CustodyClient,
     /// As many unwraps at a time as the custodian has sessions: more would only wait there, against their deadline.
     unwraps: Arc<Semaphore>,
+    /// Notified at the first Decrypt under a generation that waits for its deletion.
+    pub(super) pending_used: Notify,
 }
 
 /// What is served at one instant.
@@ -65,6 +67,9 @@ pub struct Slot {
     fault: Mutex<Option<String>>,
     pub encrypts: AtomicU64,
     pub decrypts: AtomicU64,
+    /// Those served since its deletion was scheduled, by this run of the daemon. Shared, so that none is lost to a snapshot
+    /// that was replaced meanwhile.
+    pending_decrypts: Arc<AtomicU64>,
 }
 
 type Loading = Shared<BoxFuture<'static, Result<Arc<Loaded>, ServeError>>>;
@@ -120,7 +125,13 @@ impl KeyService {
         let serving =
             Serving { availability: Availability::Sealed(SealReason::Starting), reason: "starting".into(), keys: None };
         let unwraps = Arc::new(Semaphore::new(sessions.max(1)));
-        Self { serving: ArcSwap::from_pointee(serving), published: watch::Sender::new(()), custody, unwraps }
+        Self {
+            serving: ArcSwap::from_pointee(serving),
+            published: watch::Sender::new(()),
+            custody,
+            unwraps,
+            pending_used: Notify::new(),
+        }
     }
 
     /// What is served now.
@@ -187,6 +198,9 @@ impl KeyService {
         };
         let plaintext = keys.envelope.decrypt(&slot.context, ciphertext).map_err(ServeError::Envelope)?;
         slot.decrypts.fetch_add(1, Ordering::Relaxed);
+        if slot.generation.pending.is_some() && slot.pending_decrypts.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.pending_used.notify_one();
+        }
         Ok(plaintext)
     }
 
@@ -295,7 +309,7 @@ impl Keys {
         let mut slots = HashMap::new();
         let mut active = None;
         for generation in &keyring.generations {
-            let Some(slot) = Slot::new(&keyring, generation) else { continue };
+            let Some(mut slot) = Slot::new(&keyring, generation) else { continue };
             if let Some(before) = earlier.and_then(|keys| keys.slots.get(&slot.key_id)) {
                 slot.take_over(before);
             }
@@ -342,11 +356,7 @@ impl Keys {
 
     /// Gives up every KEK in memory. Requests under way finish with the keys they hold.
     pub fn wipe(&self) {
-        for slot in self.slots.values() {
-            let _loading = slot.loading.lock().unwrap_or_else(PoisonError::into_inner);
-            slot.closed.store(true, Ordering::Relaxed);
-            slot.loaded.store(None);
-        }
+        self.slots.values().for_each(|slot| slot.wipe());
     }
 }
 
@@ -369,10 +379,16 @@ impl Slot {
             fault: Mutex::new(None),
             encrypts: AtomicU64::new(0),
             decrypts: AtomicU64::new(0),
+            pending_decrypts: Arc::default(),
         })
     }
 
-    fn take_over(&self, before: &Self) {
+    fn take_over(&mut self, before: &Self) {
+        // Scheduled anew after it was suspended, it counts anew.
+        let suspended = |slot: &Self| slot.generation.pending.as_ref().map(|pending| pending.suspended.is_some());
+        if matches!((suspended(before), suspended(self)), (Some(false), Some(_)) | (Some(true), Some(true))) {
+            self.pending_decrypts = before.pending_decrypts.clone();
+        }
         self.loaded.store(before.loaded.load_full());
         self.encrypts.store(before.encrypts.load(Ordering::Relaxed), Ordering::Relaxed);
         self.decrypts.store(before.decrypts.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -385,6 +401,18 @@ impl Slot {
 
     pub fn is_loaded(&self) -> bool {
         self.loaded.load().is_some()
+    }
+
+    /// Gives up its KEK, also one that is on its way. Requests under way finish with the keys they hold.
+    pub(super) fn wipe(&self) {
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, Ordering::Relaxed);
+        self.loaded.store(None);
+    }
+
+    /// Decrypts served under it since its deletion was scheduled, by this run of the daemon.
+    pub fn pending_decrypts(&self) -> u64 {
+        self.pending_decrypts.load(Ordering::Relaxed)
     }
 
     /// Why custody cannot open this generation, as last tried; `None` while it can.

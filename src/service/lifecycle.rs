@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use keystead_core::availability::{Availability, Cause, Observation, Past, SealReason, Source};
 use keystead_core::keyring::Keyring;
+use keystead_core::waiting_period::ServedTime;
 use keystead_core::{FaultClass, KeyringId, NodeId};
 use tokio::sync::Notify;
 
@@ -38,6 +39,8 @@ pub struct KeySettings {
     pub custody_grace: Option<Duration>,
     /// How often a custody without a fault is asked whether it is well.
     pub probe_interval: Duration,
+    /// No generation is destroyed sooner after it was scheduled.
+    pub min_deletion_wait: Duration,
 }
 
 /// One daemon's key: its store, its custody, and what it serves from them.
@@ -65,6 +68,8 @@ pub struct Lifecycle {
     pub(super) cloud: Option<Cloud>,
     /// Locked while it is raised or taken down.
     pub(super) marker: Arc<Mutex<Marker>>,
+    /// What waiting periods go by.
+    pub(super) served: Mutex<ServedTime>,
     /// Notified when there is something to tend to at once.
     pub(super) wake: Notify,
 }
@@ -152,6 +157,7 @@ impl Lifecycle {
             identity: Mutex::default(),
             cloud: None,
             marker,
+            served: Mutex::default(),
             wake: Notify::new(),
         }
     }
@@ -184,7 +190,7 @@ impl Lifecycle {
     pub async fn tend(&self) -> Duration {
         let _turn = self.turn.lock().await;
         self.tend_once().await;
-        match &self.keys.serving().availability {
+        let pause = match &self.keys.serving().availability {
             Availability::Online if self.is_unsettled() => Duration::from_secs(5).min(self.settings.probe_interval),
             Availability::Online => self.settings.probe_interval,
             Availability::Degraded { cause: Cause::Upstream(_) | Cause::Configuration(_), .. } => {
@@ -195,12 +201,16 @@ impl Lifecycle {
             Availability::Sealed(_) | Availability::Expired | Availability::Revoked { .. } | Availability::Disabled => {
                 Duration::from_secs(1)
             }
-        }
+        };
+        self.until_due().map_or(pause, |due| due.min(pause))
     }
 
     /// Completes when there is something to tend to before the pause is over.
     pub async fn woken(&self) {
-        self.wake.notified().await;
+        tokio::select! {
+            () = self.wake.notified() => {}
+            () = self.keys.pending_used.notified() => {}
+        }
     }
 
     /// Has the custodian replaced by a fresh one, which loads the module and reads the PIN anew; then looks how it fares.
@@ -216,6 +226,7 @@ impl Lifecycle {
     /// Needs the turn.
     pub(super) async fn tend_once(&self) {
         self.check_lease();
+        self.look_at_time();
         if self.keys.serving().availability.serves() {
             self.probe().await;
         } else {
@@ -231,6 +242,7 @@ impl Lifecycle {
             self.check_all().await;
             self.restore().await;
         }
+        self.tend_deletions().await;
         if matches!(
             self.keys.serving().availability,
             Availability::Online

@@ -1,11 +1,13 @@
-//! The use cases: serve keys, start from the store, initialise, rotate, keep scans, rescue, recover.
+//! The use cases: serve keys, start from the store, initialise, rotate, keep scans, delete generations, rescue, recover.
 //!
 //! [`keys::KeyService`] is the hot path and holds what is served; [`lifecycle::Lifecycle`] changes it, always in the order
 //! persist, publish, reply. Knows custody and store, not gRPC: rpc translates.
 
+pub mod backups;
 pub mod clock;
 pub mod cloud;
 pub mod cloud_view;
+pub mod deletion;
 pub mod epoch;
 pub mod explain;
 mod identity;

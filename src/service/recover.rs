@@ -298,6 +298,7 @@ pub async fn rebuild(
         scan: None,
         upstream: cloud.map(InitCloud::first_state),
         generations: Vec::new(),
+        backups: Vec::new(),
         audit: None,
     };
     let (owner, node) = (request.keyring.clone(), request.node.clone());
@@ -356,6 +357,8 @@ async fn retired(opened: Opened, custody: &CustodyClient, kind: RootKind) -> Res
         forced: None,
         commitment,
         wraps,
+        pending: None,
+        tombstone: None,
     })
 }
 
@@ -388,6 +391,8 @@ async fn retired_in_cloud(
         forced: None,
         commitment: kek.commitment(),
         wraps,
+        pending: None,
+        tombstone: None,
     };
     let key = offline::copy_key(custody, keyring).await?;
     offline::put(keyring, &generation, &kek, &key)?;

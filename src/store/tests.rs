@@ -28,6 +28,7 @@ fn record(revision: u64) -> Vec<u8> {
         scan: None,
         upstream: None,
         generations: Vec::new(),
+        backups: Vec::new(),
         audit: None,
     };
     keyring.begin_rotation([1; 16], [2; 16], 3).unwrap();

@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use keystead_core::availability;
 
 use crate::custody::client::CustodyClient;
+use crate::service::deletion::Standing;
 use crate::service::lifecycle::Lifecycle;
 
 /// What the daemon is doing at one instant. The rooms count; whoever composes them fills this in.
@@ -30,6 +31,7 @@ pub struct State {
     /// Requests to the custodian so far.
     pub custody_operations: Vec<Operations>,
     pub sockets: Vec<Socket>,
+    pub deletions: Vec<Deletion>,
     pub store_revision: u64,
     pub epoch: u64,
     /// `None` without an audit trail.
@@ -98,6 +100,18 @@ pub struct Operations {
     pub count: u64,
 }
 
+/// A generation that waits for its deletion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deletion {
+    pub generation: String,
+    /// Seconds that the daemon must still serve.
+    pub remaining: u64,
+    /// Something needs it: it does not go on by itself.
+    pub suspended: bool,
+    /// Since it was scheduled, by this run of the daemon.
+    pub decrypts: u64,
+}
+
 /// Connections of one socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Socket {
@@ -134,11 +148,18 @@ impl State {
         };
         if let Some(keys) = &serving.keys {
             state.active_generation = keys.keyring.active().map_or(0, |active| active.number.0);
-            state.generations = keys.keyring.generations.len() as u64;
+            state.generations = keys.keyring.alive().count() as u64;
             state.generations_loaded = keys.loaded() as u64;
             state.store_revision = keys.keyring.revision;
             state.epoch = keys.keyring.epoch;
         }
+        let deletions = lifecycle.deletions().into_iter().map(|each| Deletion {
+            generation: each.generation.number.to_string(),
+            remaining: each.left.as_secs(),
+            suspended: each.standing == Standing::Suspended,
+            decrypts: each.decrypts,
+        });
+        state.deletions = deletions.collect();
         state
     }
 }
@@ -180,10 +201,12 @@ impl<F: Fn() -> State + Send + Sync + 'static> Collector for StateCollector<F> {
             Availability::ALL.map(|each| ([("state", each.as_str())], u64::from(each == state.availability)));
         page.gauges("keystead_availability", "1 for the state the daemon is in.", availability)?;
         page.gauge("keystead_active_generation", "Number of the generation that encrypts.", state.active_generation)?;
-        page.gauge("keystead_generations", "Generations in the keyring.", state.generations)?;
+        page.gauge("keystead_generations", "Generations in the keyring that are not destroyed.", state.generations)?;
         page.gauge("keystead_generations_loaded", "Generations whose KEK is in memory.", state.generations_loaded)?;
         page.gauge("keystead_store_revision", "Revision of the stored record.", state.store_revision)?;
         page.gauge("keystead_epoch", "Number of the epoch secret in force.", state.epoch)?;
+
+        page.deletions(&state.deletions)?;
 
         let custody = [([("state", state.custody_state)], 1)];
         page.gauges("keystead_custody_state", "1 for the state custody is in.", custody)?;
@@ -218,6 +241,18 @@ struct Page<'a>(DescriptorEncoder<'a>);
 impl Page<'_> {
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         self.gauges(name, help, [(NO_LABELS, value)])
+    }
+
+    fn deletions(&mut self, deletions: &[Deletion]) -> fmt::Result {
+        let of = |value: fn(&Deletion) -> u64| {
+            deletions.iter().map(move |each| ([("generation", each.generation.as_str())], value(each)))
+        };
+        let help = "What is left until a generation is destroyed.";
+        self.gauges("keystead_deletion_remaining_seconds", help, of(|each| each.remaining))?;
+        let help = "1 while something needs a generation that was to be destroyed.";
+        self.gauges("keystead_deletion_suspended", help, of(|each| each.suspended.into()))?;
+        let help = "Decrypts under a generation that waits for its deletion.";
+        self.gauges("keystead_deletion_decrypts", help, of(|each| each.decrypts))
     }
 
     fn audit(&mut self, audit: &Audit) -> fmt::Result {
@@ -339,6 +374,7 @@ mod tests {
         let mut metrics = Metrics::new();
         register(metrics.registry(), || State {
             availability: Availability::Degraded,
+            deletions: vec![Deletion { generation: "2".into(), remaining: 3600, suspended: true, decrypts: 4 }],
             upstream: Some(Upstream {
                 up: false,
                 last_contact: 1_763_816_045,
@@ -364,6 +400,9 @@ mod tests {
         let page = cloud_page();
         for line in [
             "keystead_availability{state=\"revoked\"} 0\n",
+            "keystead_deletion_remaining_seconds{generation=\"2\"} 3600\n",
+            "keystead_deletion_suspended{generation=\"2\"} 1\n",
+            "keystead_deletion_decrypts{generation=\"2\"} 4\n",
             "keystead_upstream_up 0\n",
             "keystead_upstream_fault{class=\"unreachable\"} 1\n",
             "keystead_lease_remaining_seconds 3600\n",

@@ -3,10 +3,13 @@
 //! A [`Keyring`] is the content of the store's record. Its methods change it in memory and refuse what may not be; the
 //! service persists the result before anyone sees it.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::annotation::{Annotation, AnnotationError};
 use crate::audit::Position;
+use crate::backup::Backup;
 use crate::context::{EnvelopeContext, WrapContext};
 use crate::hex;
 use crate::hpke_p256::P256PublicKey;
@@ -16,6 +19,10 @@ use crate::scan::Scan;
 use crate::secret::KeyCommitment;
 use crate::upstream_state::UpstreamState;
 use crate::wrap::WrappedKek;
+
+mod deletion;
+
+pub use deletion::{DeletionError, Pending, Suspension, Tombstone};
 
 /// One cluster's key: generations in ascending order, and what binds them to this node and token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +47,9 @@ pub struct Keyring {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream: Option<UpstreamState>,
     pub generations: Vec<Generation>,
+    /// Backups of etcd that were registered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backups: Vec<Backup>,
     /// How far the audit trail had come when this was written: it may be longer, never shorter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<Position>,
@@ -96,6 +106,12 @@ pub struct Generation {
     pub commitment: KeyCommitment,
     /// One per durable root, fixed at creation.
     pub wraps: Vec<WrappedKek>,
+    /// Its deletion was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<Pending>,
+    /// It is destroyed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tombstone: Option<Tombstone>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +159,11 @@ impl Keyring {
 
     pub fn prepared(&self) -> Option<&Generation> {
         self.generations.iter().find(|generation| generation.state == GenerationState::Prepared)
+    }
+
+    /// All but the tombstones.
+    pub fn alive(&self) -> impl Iterator<Item = &Generation> {
+        self.generations.iter().filter(|generation| generation.state != GenerationState::Destroyed)
     }
 
     pub fn recovery_key(&self) -> Option<P256PublicKey> {
@@ -214,6 +235,8 @@ impl Keyring {
             forced: intent.forced.clone(),
             commitment,
             wraps,
+            pending: None,
+            tombstone: None,
         };
         generation.annotation()?;
         self.generations.push(generation);
@@ -298,6 +321,9 @@ impl Keyring {
         if self.scan.as_ref().is_some_and(|scan| !scan.objects.is_sorted_by(|a, b| a.number < b.number)) {
             return wrong("a scan's generations are not in ascending order");
         }
+        if let Some(problem) = self.deletion_problem().or_else(|| self.backup_problem()) {
+            return wrong(problem);
+        }
         if matches!(self.recovery, RecoveryRoot::PublicKey { .. }) && self.recovery_key().is_none() {
             return wrong("the recovery key is not a P-256 point");
         }
@@ -319,6 +345,24 @@ impl Keyring {
             }
         }
         Ok(())
+    }
+}
+
+impl GenerationState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prepared => "prepared",
+            Self::Active => "active",
+            Self::Retired => "retired",
+            Self::PendingDeletion => "pending-deletion",
+            Self::Destroyed => "destroyed",
+        }
+    }
+}
+
+impl fmt::Display for GenerationState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

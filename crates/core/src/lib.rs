@@ -10,6 +10,7 @@
 pub mod annotation;
 pub mod audit;
 pub mod availability;
+pub mod backup;
 pub mod context;
 pub mod envelope;
 pub mod grant;
@@ -28,6 +29,7 @@ pub mod scan;
 pub mod secret;
 pub mod upstream;
 pub mod upstream_state;
+pub mod waiting_period;
 pub mod wrap;
 
 pub use context::{EnvelopeContext, WrapContext};

@@ -123,13 +123,27 @@ impl Keyring {
     /// Why that is not proven. With no older generation that decrypts there is nothing to prove.
     pub fn rewritten(&self) -> Result<(), NotRewritten> {
         let Some(active) = self.active().map(|active| active.number) else { return Ok(()) };
-        let mut older = self.generations.iter().filter(|each| each.decrypts() && each.number != active).peekable();
-        if older.peek().is_none() {
-            return Ok(());
+        let older = self.generations.iter().filter(|each| each.decrypts() && each.number != active);
+        let older: Vec<GenerationNumber> = older.map(|each| each.number).collect();
+        if older.is_empty() { Ok(()) } else { self.clears(active, &older) }
+    }
+
+    /// Whether no object is proven to be under one generation, whatever is under others.
+    ///
+    /// # Errors
+    /// Why that is not proven.
+    pub fn unneeded(&self, number: GenerationNumber) -> Result<(), NotRewritten> {
+        match self.active().map(|active| active.number) {
+            Some(active) if active != number => self.clears(active, &[number]),
+            _ => Err(NotRewritten::NoScan(number)),
         }
+    }
+
+    /// Whether the newest scan looked everywhere, since `active` became active, and saw none of `generations`.
+    fn clears(&self, active: GenerationNumber, generations: &[GenerationNumber]) -> Result<(), NotRewritten> {
         let scan = self.scan.as_ref().filter(|scan| scan.active == active).ok_or(NotRewritten::NoScan(active))?;
         let under = |number| scan.objects(number).unwrap_or(0);
-        let needed = older.map(|each| (each.number, under(each.number))).find(|(_, objects)| *objects > 0);
+        let needed = generations.iter().map(|number| (*number, under(*number))).find(|(_, objects)| *objects > 0);
         match needed {
             Some((number, objects)) => Err(NotRewritten::StillNeeded { number, objects }),
             None if under(active) == 0 => Err(NotRewritten::NothingNew(active)),
@@ -158,6 +172,8 @@ mod tests {
             forced: None,
             commitment: KeyCommitment::from_bytes([0; 32]),
             wraps: Vec::new(),
+            pending: None,
+            tombstone: None,
         }
     }
 
@@ -175,6 +191,7 @@ mod tests {
             rotation: None,
             scan: None,
             generations,
+            backups: Vec::new(),
             audit: None,
             upstream: None,
         }

@@ -325,6 +325,7 @@ fn empty_keyring() -> Keyring {
         scan: None,
         upstream: None,
         generations: Vec::new(),
+        backups: Vec::new(),
         audit: None,
     }
 }

@@ -2,9 +2,10 @@
 //! believed: only custody can say whether it is authentic.
 
 use std::io;
+use std::time::Duration;
 
 use keystead_core::record::{Claims, RecordError};
-use keystead_wire::admin::v1::GetStatusResponse;
+use keystead_wire::admin::v1::{Deletion, GetStatusResponse};
 
 use super::super::status;
 use super::finding::Finding;
@@ -212,7 +213,12 @@ fn told_by_daemon(status: &GetStatusResponse) -> Vec<Finding> {
         )),
         roots => findings.push(Finding::ok("store.roots", format!("{} durable roots: {}", roots.len(), roots.join(", ")))),
     }
+    let deletions: Vec<(String, &Deletion)> = status.deletions.iter().map(|each| (told(each), each)).collect();
     for warning in &status.warnings {
+        if let Some((what, deletion)) = deletions.iter().find(|(what, _)| what == warning) {
+            findings.push(pending(what, deletion));
+            continue;
+        }
         let finding = match warning.as_str() {
             // Said above, and by the groups custody and protection.
             notices::ONE_ROOT
@@ -237,6 +243,23 @@ fn told_by_daemon(status: &GetStatusResponse) -> Vec<Finding> {
         findings.push(finding);
     }
     findings
+}
+
+fn told(deletion: &Deletion) -> String {
+    let left = Duration::from_secs(deletion.remaining_seconds);
+    notices::deletion(deletion.generation, &deletion.state, &deletion.detail, left, &deletion.backups)
+}
+
+fn pending(what: &str, deletion: &Deletion) -> Finding {
+    let why = "what is still under it, in etcd or in a backup, cannot be read once it is destroyed";
+    match (deletion.state.as_str(), deletion.detail.is_empty()) {
+        ("suspended", _) => {
+            let why = "a key that is in use was about to be destroyed: the scan before missed what needs it";
+            Finding::warning("store.deletion-suspended", what, why, "do what it says: rewrite and scan, or cancel")
+        }
+        (_, false) => Finding::warning("store.deletion", what, why, "do what it says, or cancel the deletion"),
+        _ => Finding::info("store.deletion", what, why, "nothing, if it is meant"),
+    }
 }
 
 #[cfg(test)]
@@ -376,5 +399,21 @@ mod tests {
         told.durable_roots = vec!["recovery".into()];
         told.warnings.clear();
         assert_eq!(found(Some(&told), |facts| facts.aside = 2)[1..], [("store.aside", Info), ROOTS]);
+    }
+
+    #[test]
+    fn deletions_are_told_by_how_they_stand() {
+        for (state, detail, expected) in [
+            ("waiting", "", ("store.deletion", Info)),
+            ("waiting", "no scan", ("store.deletion", Warning)),
+            ("held", "no scan", ("store.deletion", Warning)),
+            ("suspended", "decrypted", ("store.deletion-suspended", Warning)),
+        ] {
+            let deletion =
+                Deletion { generation: 1, state: state.into(), detail: detail.into(), ..Deletion::default() };
+            let warnings = vec![super::told(&deletion)];
+            let status = GetStatusResponse { deletions: vec![deletion], warnings, ..status() };
+            assert_eq!(found(Some(&status), |_| {}), [("store.record", Ok), ROOTS, expected], "{state}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use clap::Args;
 use keystead_wire::admin::v1::Generation;
 
+use super::deletion::standing;
 use super::{Daemon, generation};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::report::Report;
@@ -29,6 +30,14 @@ pub async fn report(arguments: &Arguments, mut daemon: Daemon) -> Result<Report,
     }
 }
 
+fn loaded(generation: &Generation) -> &'static str {
+    match (generation.loaded, generation.state.as_str()) {
+        (true, _) => "yes",
+        (false, "destroyed") => "no, never again",
+        (false, _) => "no, at its first Decrypt",
+    }
+}
+
 fn text(generation: &Generation) -> String {
     let moment = |unix| time::rfc3339(unix).unwrap_or_else(|| "never".into());
     let mut rows = vec![
@@ -37,7 +46,7 @@ fn text(generation: &Generation) -> String {
         ("State", generation.state.clone()),
         ("Created", moment(generation.created)),
         ("Activated", moment(generation.activated)),
-        ("Loaded", if generation.loaded { "yes" } else { "no, at its first Decrypt" }.to_owned()),
+        ("Loaded", loaded(generation).to_owned()),
         ("Requests", format!("{} encrypts, {} decrypts since the start", generation.encrypts, generation.decrypts)),
     ];
     if let Some(objects) = generation.objects {
@@ -45,6 +54,16 @@ fn text(generation: &Generation) -> String {
     }
     if !generation.forced.is_empty() {
         rows.push(("Forced", generation.forced.clone()));
+    }
+    if let Some(deletion) = &generation.deletion {
+        let by = deletion.by.map(|uid| format!(", by user {uid}")).unwrap_or_default();
+        rows.push(("Deletion", format!("{}; scheduled {}{by}", standing(deletion), moment(deletion.scheduled))));
+        rows.push(("", deletion.detail.clone()));
+        rows.retain(|(name, value)| !name.is_empty() || !value.is_empty());
+    }
+    if let Some(tombstone) = &generation.tombstone {
+        let by = tombstone.by.map(|uid| format!(", asked for by user {uid}")).unwrap_or_default();
+        rows.push(("Destroyed", format!("{}{by}", moment(tombstone.destroyed))));
     }
     for root in &generation.roots {
         rows.push(("Root", format!("{} by {}, {}", root.kind, root.construction, root.id)));

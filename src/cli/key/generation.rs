@@ -4,6 +4,7 @@ use base64ct::{Base64, Encoding};
 use keystead_wire::admin::v1::{Generation, Scan, ScanSource};
 use serde_json::{Value, json};
 
+use super::deletion;
 use crate::cli::time;
 
 pub fn json(generation: &Generation) -> Value {
@@ -16,6 +17,13 @@ pub fn json(generation: &Generation) -> Value {
         "loaded": generation.loaded,
         "objects": generation.objects,
         "forced": (!generation.forced.is_empty()).then_some(&generation.forced),
+        "deletion": generation.deletion.as_ref().map(deletion::as_json),
+        "destroyed": generation.tombstone.as_ref().map(|tombstone| json!({
+            "scheduled": time::rfc3339(tombstone.scheduled),
+            "destroyed": time::rfc3339(tombstone.destroyed),
+            "by": tombstone.by,
+            "objects_left": tombstone.objects_left,
+        })),
         "encrypts": generation.encrypts,
         "decrypts": generation.decrypts,
         "roots": generation.roots.iter().map(|root| json!({

@@ -3,6 +3,7 @@
 use keystead_wire::admin::v1::GetStatusRequest;
 use serde_json::json;
 
+use super::deletion::standing;
 use super::{Daemon, generation};
 use crate::cli::exit::Failure;
 use crate::cli::report::Report;
@@ -28,9 +29,16 @@ pub async fn report(mut daemon: Daemon) -> Result<Report, Failure> {
         [] => "There is no generation yet.\n".to_owned(),
         rows => table::columns(&["GEN", "STATE", "LOADED", "CREATED", "KEY ID"], rows),
     };
+    let waiting = generations.iter().filter_map(|each| each.deletion.as_ref());
+    let waiting: Vec<String> =
+        waiting.map(|each| format!("generation {}: {}", each.generation, standing(each))).collect();
+    if !waiting.is_empty() {
+        text.push_str(&format!("\nPending deletion:\n{}", table::list(&waiting)));
+    }
     if let Some(scan) = &status.scan {
         let counts: Vec<String> = generations
             .iter()
+            .filter(|each| each.state != "destroyed")
             .filter_map(|each| Some(format!("generation {}: {} objects", each.number, each.objects?)))
             .collect();
         let moment = time::rfc3339(scan.recorded).unwrap_or_default();

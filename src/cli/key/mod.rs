@@ -1,5 +1,6 @@
 //! `keystead key …`: the generations of the key, asked of the running daemon over its admin socket.
 
+pub(super) mod deletion;
 mod describe;
 pub(super) mod generation;
 mod list;
@@ -25,6 +26,10 @@ pub enum Command {
     Describe(describe::Arguments),
     /// Make a new generation and serve it; older ones go on decrypting
     Rotate(rotate::Arguments),
+    /// Have a retired generation destroyed after a waiting period; refused unless a scan of etcd proves that nothing needs it
+    ScheduleDeletion(deletion::ScheduleArguments),
+    /// Take back a deletion that still waits
+    CancelDeletion(deletion::CancelArguments),
 }
 
 pub fn run(command: &Command, config: Option<&Path>, format: Format) -> Result<Report, Failure> {
@@ -35,6 +40,8 @@ pub fn run(command: &Command, config: Option<&Path>, format: Format) -> Result<R
             Command::List => list::report(daemon).await,
             Command::Describe(arguments) => describe::report(arguments, daemon).await,
             Command::Rotate(arguments) => rotate::report(arguments, daemon, format).await,
+            Command::ScheduleDeletion(arguments) => deletion::schedule(arguments, daemon).await,
+            Command::CancelDeletion(arguments) => deletion::cancel(arguments, daemon).await,
         }
     })
 }

@@ -38,9 +38,8 @@ fn generation(number: u64, state: &str) -> Generation {
         roots: vec![Root { kind: "pkcs11".into(), id: "0a".into(), construction: "aes-gcm".into() }],
         encrypts: 1,
         decrypts: 2,
-        annotation: Vec::new(),
         objects: Some(120),
-        forced: String::new(),
+        ..Generation::default()
     }
 }
 
@@ -94,6 +93,8 @@ async fn run_line(line: &str, fake: Fake) -> Result<Report, Failure> {
         Command::List => list::report(daemon).await,
         Command::Describe(arguments) => describe::report(&arguments, daemon).await,
         Command::Rotate(arguments) => rotate::report(&arguments, daemon, Format::Text).await,
+        Command::ScheduleDeletion(arguments) => deletion::schedule(&arguments, daemon).await,
+        Command::CancelDeletion(arguments) => deletion::cancel(&arguments, daemon).await,
     }
 }
 
@@ -150,4 +151,11 @@ async fn refusals_have_the_exit_code_of_their_kind() {
             assert_eq!(run_line(line, fake).await.unwrap_err().exit, exit, "{line} {code:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn deletion_without_terminal_or_confirmation_asks_the_daemon_nothing() {
+    let failure = run_line("schedule-deletion --generation 1", Fake::default()).await.unwrap_err();
+    assert_eq!(failure.exit, Exit::Usage);
+    assert!(failure.next.unwrap().contains("--confirm"));
 }

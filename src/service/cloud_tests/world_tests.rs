@@ -59,6 +59,10 @@ impl Token {
         self.away.load(Ordering::Relaxed)
     }
 
+    pub fn cmks(&self) -> usize {
+        self.keks.lock().unwrap().len()
+    }
+
     pub fn epochs(&self) -> Vec<u64> {
         self.epochs.lock().unwrap().keys().copied().collect()
     }
@@ -493,6 +497,7 @@ impl World {
             node: "node".parse().unwrap(),
             custody_grace: None,
             probe_interval: Duration::from_secs(30),
+            min_deletion_wait: Duration::from_secs(24 * HOUR),
         };
         let cloud = CloudSettings {
             lease: LEASE,

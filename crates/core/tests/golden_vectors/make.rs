@@ -849,6 +849,7 @@ fn keyring(recovery: bool) -> Keyring {
         scan: None,
         upstream: None,
         generations: Vec::new(),
+        backups: Vec::new(),
         audit: None,
     }
 }
@@ -863,6 +864,8 @@ fn generation(id: &Name, state: GenerationState, wraps: Vec<WrappedKek>) -> Gene
         forced: None,
         commitment: kek(0x20).commitment(),
         wraps,
+        pending: None,
+        tombstone: None,
     }
 }
 
