@@ -426,7 +426,7 @@ async fn registered_backups_are_named_and_open_afterwards_by_what_was_said_and_b
     let by_token = recover(site, &["--snapshot", &whole, "--dry-run"]);
     let by_token: Value = serde_json::from_slice(&by_token.stdout).unwrap();
     let numbers = |report: &Value| -> Vec<u64> {
-        report["recovered"].as_array().unwrap().iter().map(|each| each["generation"].as_u64().unwrap()).collect()
+        report["recovered"].as_array().unwrap().iter().map(|each| each["number"].as_u64().unwrap()).collect()
     };
     assert_eq!(numbers(&by_token), [2], "{by_token}");
     let by_key = shown(&recover(site, &["--snapshot", &whole, "--private", &cluster.private(), "--dry-run"]), 0);

@@ -7,10 +7,11 @@ use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use keystead_core::annotation::Annotation;
+use keystead_core::backup::{Backup, Snapshot};
 use keystead_core::envelope::EnvelopeKey;
 use keystead_core::grant::{Grant, GrantSigner};
 use keystead_core::hpke_p256::P256PublicKey;
-use keystead_core::keyring::{Generation, GenerationState, Keyring, RecoveryRoot, TokenIdentity};
+use keystead_core::keyring::{Generation, GenerationState, Keyring, RecoveryRoot, Suspension, TokenIdentity};
 use keystead_core::lease::{Clocks, Lease};
 use keystead_core::offline_copy::{CopyKey, OfflineCopy};
 use keystead_core::record;
@@ -940,6 +941,10 @@ fn record() -> Value {
         unknown: 2,
     };
     scanned.record_scan(findings(Source::Etcd { cluster: u64::MAX - 1, member: 1 }), 1_800_000_120);
+    let clean = |active: &Name| Findings {
+        objects: [(active.key_id.clone(), 120)].into(),
+        ..findings(Source::Etcd { cluster: 7, member: 8 })
+    };
     let mut from_snapshot = rotated.clone();
     from_snapshot.begin_rotation(counting(0xc0), counting(0x08), 1_800_086_400).unwrap();
     from_snapshot.rotation.as_mut().unwrap().forced = Some("because".parse().unwrap());
@@ -954,6 +959,40 @@ fn record() -> Value {
         case("scanned-from-a-snapshot-and-forcing", &from_snapshot, "1 Destroyed 0, 2 Retired 2, 3 Active 2"),
     ];
     let good = [good, vec![case("root-in-the-cloud", &in_the_cloud(), "1 Active 1")]].concat();
+    let mut waiting = rotated.clone();
+    waiting.record_scan(Findings { unknown: 0, ..clean(&third) }, 1_800_000_120);
+    waiting.schedule_deletion(GenerationNumber(2), Duration::from_secs(604_800), Some(1000), 1_800_000_180).unwrap();
+    waiting.pass(4800);
+    let backup = |name: &str, snapshot, generations: &[u64], unknown| Backup {
+        name: name.parse().unwrap(),
+        registered: 1_800_000_150,
+        snapshot,
+        generations: generations.iter().map(|number| GenerationNumber(*number)).collect(),
+        unknown,
+    };
+    let snapshot = Some(Snapshot { sha256: counting(0x70), revision: 9_007_199_254_740_993 });
+    waiting.register_backup(backup("tape é 7", None, &[2], 0)).unwrap();
+    waiting.register_backup(backup("friday.db", snapshot, &[1, 2], 3)).unwrap();
+    let mut buried = waiting.clone();
+    buried.pass(604_800);
+    buried.bury(GenerationNumber(2), 1_800_700_000).unwrap();
+    // The made-up generations share one.
+    buried.generations[1].tombstone.as_mut().unwrap().left = Some(vec![RootId::new(&counting::<16>(0x99)).unwrap()]);
+    let mut suspended = waiting.clone();
+    suspended.suspend_deletion(GenerationNumber(2), Suspension::Objects { since: 1_800_000_240, objects: 5 });
+    let mut used = waiting.clone();
+    used.generations[1].pending.as_mut().unwrap().by = None;
+    used.suspend_deletion(GenerationNumber(2), Suspension::Decrypts { since: 1_800_000_240 });
+    let mut finished = buried.clone();
+    finished.finish_deletion(GenerationNumber(2));
+    let deletions = vec![
+        case("deletion-waiting-and-backups", &waiting, "1 Destroyed 0, 2 PendingDeletion 2, 3 Active 2"),
+        case("deletion-suspended-by-objects", &suspended, "1 Destroyed 0, 2 PendingDeletion 2, 3 Active 2"),
+        case("deletion-suspended-by-decrypts", &used, "1 Destroyed 0, 2 PendingDeletion 2, 3 Active 2"),
+        case("tombstone-with-a-cmk-to-destroy", &buried, "1 Destroyed 0, 2 Destroyed 0, 3 Active 2"),
+        case("tombstone", &finished, "1 Destroyed 0, 2 Destroyed 0, 3 Active 2"),
+    ];
+    let good = [good, deletions].concat();
     let record = good[1]["record"].as_str().unwrap();
     let (head, document) = record.split_at(record.match_indices('\n').nth(1).unwrap().0 + 1);
     let (tag, other_tag) = (&head[21..85], hex([0; 32]));
@@ -973,6 +1012,17 @@ fn record() -> Value {
     };
     let inconsistent = |name: &str, change: &dyn Fn(&mut Keyring)| {
         let mut keyring = rotated.clone();
+        change(&mut keyring);
+        let bytes = record::encode(&keyring, &FixedKey(counting(0x30)));
+        with(name, "inconsistent", std::str::from_utf8(&bytes).unwrap())
+    };
+    let of_deletion = |name: &str, from: &str, to: &str| {
+        let (_, document) = good[7]["record"].as_str().unwrap().split_at(head.len());
+        assert!(document.contains(from), "{from}");
+        with(name, "malformed", &tagged(&document.replacen(from, to, 1)))
+    };
+    let spoilt = |name: &str, of: &Keyring, change: &dyn Fn(&mut Keyring)| {
+        let mut keyring = of.clone();
         change(&mut keyring);
         let bytes = record::encode(&keyring, &FixedKey(counting(0x30)));
         with(name, "inconsistent", std::str::from_utf8(&bytes).unwrap())
@@ -1039,6 +1089,31 @@ fn record() -> Value {
             let mut intent = keyring.begin_rotation(counting(0xc0), counting(0xe0), 0).unwrap();
             intent.root_id = custody_wrap(&third).root_id;
             keyring.rotation = Some(intent);
+        }),
+        of_deletion("wait-with-an-unknown-field", "\"left\": 600000", "\"left\": 600000, \"until\": 1"),
+        of_deletion("wait-without-what-is-left", "\"left\": 600000", "\"remaining\": 600000"),
+        of_deletion("backup-without-a-name", "tape é 7", ""),
+        of_deletion("backup-with-a-control-character", "tape é 7", "\\u001b[2J"),
+        spoilt("wait-longer-than-it-began", &suspended, &|keyring| {
+            keyring.generations[1].pending =
+                serde_json::from_str("{\"scheduled\": 1, \"wait\": {\"length\": 5, \"left\": 6}}").ok();
+        }),
+        spoilt("pending-without-a-wait", &waiting, &|keyring| keyring.generations[1].pending = None),
+        spoilt("wait-of-a-retired-generation", &waiting, &|keyring| {
+            keyring.generations[1].state = GenerationState::Retired;
+        }),
+        spoilt("destroyed-with-wraps", &buried, &|keyring| {
+            keyring.generations[1].wraps = vec![custody_wrap(&second())]
+        }),
+        spoilt("retired-without-wraps", &rotated, &|keyring| keyring.generations[1].wraps.clear()),
+        spoilt("tombstone-names-a-cmk-in-use", &buried, &|keyring| {
+            keyring.generations[1].tombstone.as_mut().unwrap().left = Some(vec![custody_wrap(&third).root_id]);
+        }),
+        spoilt("two-backups-of-one-name", &waiting, &|keyring| {
+            keyring.backups[1].name = keyring.backups[0].name.clone()
+        }),
+        spoilt("backup-needs-what-was-never-made", &waiting, &|keyring| {
+            keyring.backups[0].generations = vec![GenerationNumber(4)];
         }),
     ];
     file("Store records: a keyring, authenticated under a key derived from the epoch secret", good, bad)
