@@ -99,7 +99,7 @@ fn foreign_tpm(rig: &Rig, mechanism: MechanismChoice) {
 }
 
 fn overheard(rig: &Rig, mechanism: MechanismChoice) {
-    let bus = Proxy::listening(&rig.chip().tcti).unwrap();
+    let bus = Proxy::listening(&rig.chip().tcti, Duration::ZERO).unwrap();
     // What is made with the auth value in it, too: the file is new.
     fs::remove_file(rig.pin_file()).unwrap();
     let (keyring, node) = ("heard".parse().unwrap(), "edge-1".parse().unwrap());
