@@ -47,6 +47,8 @@ mod tpm;
 #[cfg(feature = "tpm")]
 mod tpm_boot;
 #[cfg(feature = "tpm")]
+mod tpm_faults;
+#[cfg(feature = "tpm")]
 #[path = "../../crates/bench/src/tpm_proxy.rs"]
 #[allow(dead_code, reason = "the contract suite uses the rest")]
 mod tpm_proxy;

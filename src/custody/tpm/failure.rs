@@ -17,7 +17,7 @@ pub(super) enum Failure {
     Full(String),
     /// The auth value was refused.
     Auth(String),
-    /// It was refused, but is right: a neighbour's session or object has taken the place of ours.
+    /// What we have in the TPM is no longer there, or a neighbour's has taken its place. The TPM itself answers.
     Mixup(String),
 }
 
@@ -60,17 +60,10 @@ impl From<Error> for Failure {
             Some(
                 Kind::ObjectMemory | Kind::SessionMemory | Kind::Memory | Kind::ObjectHandles | Kind::SessionHandles,
             ) => Self::Full(detail),
-            Some(
-                Kind::Initialize
-                | Kind::Handle
-                | Kind::ReferenceH0
-                | Kind::ReferenceH1
-                | Kind::ReferenceS0
-                | Kind::ReferenceS1
-                | Kind::ContextGap
-                | Kind::Reboot
-                | Kind::Canceled,
-            ) => Self::Stale(detail),
+            Some(Kind::ReferenceH0 | Kind::ReferenceH1 | Kind::ReferenceS0 | Kind::ReferenceS1) => Self::Mixup(detail),
+            Some(Kind::Initialize | Kind::Handle | Kind::ContextGap | Kind::Reboot | Kind::Canceled) => {
+                Self::Stale(detail)
+            }
             Some(Kind::NvRate | Kind::NvUnavailable) => {
                 Self::device(format!("{detail}: the TPM takes no more writes for now, to spare its memory; wait"))
             }

@@ -53,6 +53,13 @@ impl Tcti {
                 _ => {}
             }
         }
+        match self.text.split_once(':') {
+            Some(("tabrmd", _)) => detail.push_str(
+                "; does tpm2-abrmd run? A session bus has to be named in custody.environment (DBUS_SESSION_BUS_ADDRESS)",
+            ),
+            Some(("swtpm" | "mssim", _)) => detail.push_str("; does the software TPM run?"),
+            _ => {}
+        }
         CustodyError::TpmUnreachable { tcti: self.text.clone(), detail }
     }
 
@@ -101,6 +108,10 @@ mod tests {
     fn text_that_is_no_tcti_and_device_that_is_not_there_are_told_apart() {
         let error = Tcti::parse("/dev/tpmrm0").unwrap_err().to_string();
         assert!(error.contains("none of device:"), "{error}");
+        for (tcti, word) in [("tabrmd:bus_type=session", "custody.environment"), ("swtpm:port=1", "software TPM run")] {
+            let error = Tcti::parse(tcti).unwrap().unreachable("?").to_string();
+            assert!(error.contains(word), "{error}");
+        }
         let error = Tcti::parse("device:/dev/no-such-tpm").unwrap().unreachable("?").to_string();
         assert!(error.contains("No such file") && error.contains("firmware setup"), "{error}");
     }
