@@ -384,7 +384,7 @@ fn absent(make: MakeRig) {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let nothing = rig.folder.path().join("nothing").display().to_string();
     for (tcti, word) in [
-        (format!("swtpm:host=127.0.0.1,port={free}"), "TPM"),
+        (format!("swtpm:host=127.0.0.1,port={free}"), "start the software TPM"),
         (format!("device:{nothing}"), "No such file"),
         ("device:/dev/null".to_owned(), "TPM"),
         ("nonsense".to_owned(), "none of device:"),

@@ -52,4 +52,6 @@ mod tpm_faults;
 #[path = "../../crates/bench/src/tpm_proxy.rs"]
 #[allow(dead_code, reason = "the contract suite uses the rest")]
 mod tpm_proxy;
+#[cfg(feature = "tpm")]
+mod tpm_tabrmd;
 mod users;

@@ -332,6 +332,11 @@ async fn tpm_that_is_not_there_seals_the_start_and_says_where_it_was_looked_for(
     assert!(tpm.site.serve().await.stop().success());
 }
 
+/// A name without what two programs spell differently.
+fn plain(name: &str) -> String {
+    name.replace('_', "")
+}
+
 #[test]
 fn info_tells_what_the_tpm_is_and_how_fast_it_unwraps() {
     let tpm = TpmSite::bare();
@@ -341,6 +346,28 @@ fn info_tells_what_the_tpm_is_and_how_fast_it_unwraps() {
     assert!(info["ecdh_p256"]["unwrap_ms"].as_f64().unwrap() > 0.0, "{info}");
     assert!(info["algorithms"].as_array().unwrap().iter().any(|name| name == "ecdh"), "{info}");
     assert_eq!(info["lockout"]["locked"], false, "{info}");
+    // Held against what another program asks of the chip.
+    let listed = tpm.chip.tool_does(&["getcap", "algorithms"]);
+    let listed: Vec<String> =
+        listed.lines().filter(|line| !line.starts_with(' ')).map(|line| plain(line.trim_end_matches(':'))).collect();
+    let ours: Vec<String> = serde_json::from_value(info["algorithms"].clone()).unwrap();
+    assert_eq!(ours.iter().map(|name| plain(name)).collect::<Vec<_>>(), listed);
+    let fixed = tpm.chip.tool_does(&["getcap", "properties-fixed"]);
+    let raw = |text: &str, name: &str| {
+        let value = text.split(&format!("{name}:")).nth(1).and_then(|rest| rest.split("0x").nth(1)).unwrap();
+        u32::from_str_radix(value.split_whitespace().next().unwrap(), 16).unwrap()
+    };
+    let halves = ["TPM2_PT_FIRMWARE_VERSION_1", "TPM2_PT_FIRMWARE_VERSION_2"].map(|name| raw(&fixed, name));
+    let firmware = halves.map(|half| format!("{}.{}", half >> 16, half & 0xffff)).join(".");
+    assert_eq!((&info["firmware"], raw(&fixed, "TPM2_PT_MANUFACTURER")), (&firmware.into(), 0x4942_4d00), "{info}");
+    let variable = tpm.chip.tool_does(&["getcap", "properties-variable"]);
+    for (field, property) in [
+        ("failed", "TPM2_PT_LOCKOUT_COUNTER"),
+        ("allowed", "TPM2_PT_MAX_AUTH_FAIL"),
+        ("forgotten_after_seconds", "TPM2_PT_LOCKOUT_INTERVAL"),
+    ] {
+        assert_eq!(info["lockout"][field], raw(&variable, property), "{field}");
+    }
     // The trial leaves nothing behind, and needs no auth file.
     fs::remove_file(tpm.site.path().join("tpm-auth")).unwrap();
     assert_eq!(tpm.chip.tool_does(&["getcap", "handles-transient"]).trim(), "");
@@ -348,8 +375,12 @@ fn info_tells_what_the_tpm_is_and_how_fast_it_unwraps() {
         assert!(!tpm.chip.tool(&["nvread", "0x1400000", "-C", "0x1400000", "-P", "x"]).status.success());
     }
     tpm.chip.tool_does(&["nvdefine", "0x1500000", "-C", "o", "-s", "8", "-a", "authread|authwrite", "-p", "right"]);
-    for _ in 0..4 {
-        tpm.chip.tool(&["nvread", "0x1500000", "-C", "0x1500000", "-P", "wrong", "-s", "8"]);
+    let guess = || tpm.chip.tool(&["nvread", "0x1500000", "-C", "0x1500000", "-P", "wrong", "-s", "8"]);
+    guess();
+    let info = json(&tpm.site.keystead(["tpm", "info", "--output", "json"]).expect_success());
+    assert!(info["warnings"].to_string().contains("1 failed tries of 3 until lockout"), "{info}");
+    for _ in 0..3 {
+        guess();
     }
     let info = json(&tpm.site.keystead(["tpm", "info", "--output", "json"]).expect_success());
     assert_eq!(info["lockout"]["locked"], true, "{info}");
