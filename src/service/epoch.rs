@@ -41,8 +41,11 @@ pub enum LoadError {
     ForeignNode { found: NodeId, own: NodeId },
     #[error("the store holds keyring {found}, the configuration says {own}")]
     ForeignKeyring { found: KeyringId, own: KeyringId },
-    #[error("the token has no epoch secret for this keyring and node: it is another token, or it was initialised anew")]
-    NoEpochSecret,
+    #[error(
+        "the token has no epoch secret for this keyring and node: it is another token, or it was initialised anew; on a TPM, \
+         its NV indices were undefined"
+    )]
+    NoEpochSecret { record: u64 },
     #[error(
         "the store's record is stale: it is of epoch {record}, the token is at {token}. It was restored or copied from \
          an earlier time; put the newest record back"
@@ -261,6 +264,6 @@ fn diagnose(claims: &Claims, epochs: &[u64]) -> LoadError {
             record if record > newest => LoadError::TokenOlderThanStore { record, token: newest },
             _ => LoadError::NotAuthentic,
         },
-        _ => LoadError::NoEpochSecret,
+        _ => LoadError::NoEpochSecret { record: claims.epoch },
     }
 }

@@ -6,6 +6,7 @@
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
+use keystead_core::RootKind;
 use keystead_core::keyring::Keyring;
 
 use super::clock::boot_time;
@@ -115,6 +116,8 @@ impl Lifecycle {
             return Err(match epochs.last() {
                 Some(&token) if token < record => CustodyError::TokenOlder { serial, record, token },
                 Some(_) => CustodyError::EpochMissing { number: record },
+                // Another TPM would not have come so far: its storage root key is pinned.
+                None if description.root_kind == RootKind::Tpm => CustodyError::EpochMissing { number: record },
                 None => match self.identity().proof.as_ref().map(|proof| proof.serial.clone()) {
                     Some(before) if before == serial => CustodyError::TokenReinitialized { serial },
                     expected => CustodyError::TokenReplaced { serial, expected },

@@ -7,7 +7,7 @@ use std::time::Duration;
 use keystead_core::availability::{Availability, Cause, Observation, Past, SealReason, Source};
 use keystead_core::keyring::Keyring;
 use keystead_core::waiting_period::ServedTime;
-use keystead_core::{FaultClass, KeyringId, NodeId};
+use keystead_core::{FaultClass, KeyringId, NodeId, RootKind};
 use tokio::sync::Notify;
 
 use super::clock::{Clock, boot_time};
@@ -564,7 +564,13 @@ fn fault_of(error: &StartError, description: &TokenDescription) -> Option<Custod
         StartError::Load(LoadError::Custody(fault)) | StartError::Active(ServeError::Custody(fault)) => {
             Some(fault.clone())
         }
-        StartError::Load(LoadError::NoEpochSecret) => Some(CustodyError::TokenReplaced { serial, expected: None }),
+        // Another TPM would not have come so far: its storage root key is pinned.
+        StartError::Load(LoadError::NoEpochSecret { record }) if description.root_kind == RootKind::Tpm => {
+            Some(CustodyError::EpochMissing { number: *record })
+        }
+        StartError::Load(LoadError::NoEpochSecret { .. }) => {
+            Some(CustodyError::TokenReplaced { serial, expected: None })
+        }
         StartError::Load(LoadError::TokenOlderThanStore { record, token }) => {
             Some(CustodyError::TokenOlder { serial, record: *record, token: *token })
         }

@@ -99,7 +99,7 @@ fn foreign_tpm(rig: &Rig, mechanism: MechanismChoice) {
 }
 
 fn overheard(rig: &Rig, mechanism: MechanismChoice) {
-    let bus = Proxy::listening(&rig.chip().tcti).unwrap();
+    let bus = Proxy::listening(&rig.chip().tcti, Duration::ZERO).unwrap();
     // What is made with the auth value in it, too: the file is new.
     fs::remove_file(rig.pin_file()).unwrap();
     let (keyring, node) = ("heard".parse().unwrap(), "edge-1".parse().unwrap());
@@ -384,7 +384,7 @@ fn absent(make: MakeRig) {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let nothing = rig.folder.path().join("nothing").display().to_string();
     for (tcti, word) in [
-        (format!("swtpm:host=127.0.0.1,port={free}"), "TPM"),
+        (format!("swtpm:host=127.0.0.1,port={free}"), "start the software TPM"),
         (format!("device:{nothing}"), "No such file"),
         ("device:/dev/null".to_owned(), "TPM"),
         ("nonsense".to_owned(), "none of device:"),

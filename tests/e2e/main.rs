@@ -41,11 +41,20 @@ mod scan;
 mod shim;
 mod sockets;
 mod stale;
+#[cfg(feature = "tpm")]
+#[path = "../support/tcg_log.rs"]
+mod tcg_log;
 mod token;
 #[cfg(feature = "tpm")]
 mod tpm;
 #[cfg(feature = "tpm")]
+mod tpm_boot;
+#[cfg(feature = "tpm")]
+mod tpm_faults;
+#[cfg(feature = "tpm")]
 #[path = "../../crates/bench/src/tpm_proxy.rs"]
 #[allow(dead_code, reason = "the contract suite uses the rest")]
 mod tpm_proxy;
+#[cfg(feature = "tpm")]
+mod tpm_tabrmd;
 mod users;

@@ -38,7 +38,7 @@ fn field(pid: Pid, name: &str) -> u64 {
 }
 
 /// How often a marker occurs in the writable memory of a process.
-fn occurrences(pid: Pid, markers: &[[u8; 8]; 2]) -> usize {
+pub fn occurrences(pid: Pid, markers: &[[u8; 8]; 2]) -> usize {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps; run as root");
     let mut memory = File::open(format!("/proc/{pid}/mem")).expect("mem; run as root");
     let mut found = 0;
@@ -89,7 +89,7 @@ async fn burst(kms: &Kms, seeds: &[[u8; 32]]) {
 
 /// Only root may read the memory of a process that is not dumpable: an ordinary user is root in a namespace of his own,
 /// where the whole test is run again. True if that was done.
-fn ran_as_root_of_a_namespace(test: &str) -> bool {
+pub fn ran_as_root_of_a_namespace(test: &str) -> bool {
     if rustix::process::geteuid().is_root() {
         return false;
     }

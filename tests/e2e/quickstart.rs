@@ -87,6 +87,21 @@ fn quickstart_serves_from_a_software_tpm_and_keeps_its_key() {
     assert_eq!(quickstart.shell("keystead kms status --output json").expect_success(), key_id);
 }
 
+#[cfg(feature = "tpm")]
+#[test]
+fn quickstart_of_the_cloud_profile_runs_on_a_software_tpm_too() {
+    let quickstart = Quickstart::new();
+    let told = quickstart.run("start --custody tpm --profile cloud").expect_success();
+    for step in ["The TPM is ready", "restarted without the cloud", "service is back"] {
+        assert!(told.contains(step), "no {step:?} in:\n{told}");
+    }
+    let status = quickstart.shell("keystead status").expect_success();
+    // The TPM holds the offline copy, the cloud the root.
+    assert!(status.contains("swtpm:host=") && status.contains("alibaba"), "{status}");
+    let rig = |name: &str| Command::new(quickstart.state().join("rig").join(name)).output().unwrap();
+    rig("cloud-end").expect_success();
+}
+
 #[test]
 fn quickstart_of_the_cloud_profile_tells_the_whole_story_and_leaves_scripts_that_act_on_it() {
     let quickstart = Quickstart::new();

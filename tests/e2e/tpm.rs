@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
+use keystead_core::annotation::{self, Annotation};
+use keystead_core::wrap::Construction;
 use serde_json::Value;
 
 use crate::chip::Swtpm;
@@ -14,19 +16,19 @@ use crate::load::Load;
 use crate::tpm_proxy::Proxy;
 
 /// A site on a chip of its own.
-struct TpmSite {
+pub struct TpmSite {
     // Ends before its folder goes.
-    chip: Swtpm,
-    site: Site,
+    pub chip: Swtpm,
+    pub site: Site,
 }
 
 impl TpmSite {
     /// Provisioned, without a key.
-    fn bare() -> Self {
+    pub fn bare() -> Self {
         Self::configured("")
     }
 
-    fn configured(extra: &str) -> Self {
+    pub fn configured(extra: &str) -> Self {
         let site = Site::bare("");
         let chip = Swtpm::start(&site.path().join("tpm"));
         let this = Self { chip, site };
@@ -35,18 +37,18 @@ impl TpmSite {
         this
     }
 
-    fn initialized() -> Self {
+    pub fn initialized() -> Self {
         let this = Self::bare();
         this.site.keystead(["init", "--no-recovery"]).expect_success();
         this
     }
 
     /// Has the configuration name another way to the TPM.
-    fn reach(&self, tcti: &str) {
+    pub fn reach(&self, tcti: &str) {
         self.reach_with(tcti, "");
     }
 
-    fn reach_with(&self, tcti: &str, extra: &str) {
+    pub fn reach_with(&self, tcti: &str, extra: &str) {
         let auth = self.site.path().join("tpm-auth");
         let custody = format!(
             "[custody]\nkind = \"tpm\"\ntcti = \"{tcti}\"\nauth_file = \"{}\"\nprobe_interval = \"1s\"\n",
@@ -56,7 +58,7 @@ impl TpmSite {
     }
 }
 
-fn json(text: &str) -> Value {
+pub fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
@@ -259,13 +261,15 @@ async fn slow_tpm_serves_the_active_generation_first_and_costs_no_call() {
     let daemon = tpm.site.serve().await;
     let mut kms = daemon.kms().await;
     let oldest = encrypt(&mut kms, b"oldest").await;
+    let mut cmks = vec![cmk_of(&oldest)];
     for _ in 1..GENERATIONS {
         tpm.site.rotate().expect_success();
+        cmks.push(cmk_of(&encrypt(&mut kms, b"seed").await));
     }
     drop(kms);
     assert!(daemon.stop().success());
 
-    let proxy = Proxy::start(&tpm.chip.tcti, Duration::from_millis(300)).unwrap();
+    let proxy = Proxy::listening(&tpm.chip.tcti, Duration::from_millis(300)).unwrap();
     tpm.reach(&proxy.tcti);
     let daemon = tpm.site.serve().await;
     let commands = proxy.commands();
@@ -288,6 +292,24 @@ async fn slow_tpm_serves_the_active_generation_first_and_costs_no_call() {
     // A retired one that is asked for comes when it comes, not when all are there.
     assert_eq!(decrypt(&mut kms, &oldest).await.unwrap(), b"oldest");
     daemon.until("all loaded", |status| status.generations_loaded == status.generations).await;
+    // The order in which the bus saw the CMKs: the active one before any other.
+    let heard = proxy.heard();
+    let mut seen: Vec<(usize, usize)> = cmks
+        .iter()
+        .enumerate()
+        .map(|(index, cmk)| (memchr::memmem::find(&heard, cmk).expect("never loaded"), index))
+        .collect();
+    seen.sort_unstable();
+    assert_eq!(seen[0].1, cmks.len() - 1, "the active generation was not the first: {seen:?}");
+}
+
+/// The public half of the CMK, as it goes over the bus when the key is loaded.
+fn cmk_of(encrypted: &keystead_wire::kms::v2::EncryptResponse) -> Vec<u8> {
+    let annotation = Annotation::decode(&encrypted.annotations[annotation::KEY]).unwrap();
+    match Construction::parse(&annotation.wraps[0].bytes) {
+        Ok(Construction::TpmEcdh { key, .. }) => key.public,
+        _ => panic!("no wrap of a TPM"),
+    }
 }
 
 #[tokio::test]
@@ -310,6 +332,11 @@ async fn tpm_that_is_not_there_seals_the_start_and_says_where_it_was_looked_for(
     assert!(tpm.site.serve().await.stop().success());
 }
 
+/// A name without what two programs spell differently.
+fn plain(name: &str) -> String {
+    name.replace('_', "")
+}
+
 #[test]
 fn info_tells_what_the_tpm_is_and_how_fast_it_unwraps() {
     let tpm = TpmSite::bare();
@@ -319,6 +346,28 @@ fn info_tells_what_the_tpm_is_and_how_fast_it_unwraps() {
     assert!(info["ecdh_p256"]["unwrap_ms"].as_f64().unwrap() > 0.0, "{info}");
     assert!(info["algorithms"].as_array().unwrap().iter().any(|name| name == "ecdh"), "{info}");
     assert_eq!(info["lockout"]["locked"], false, "{info}");
+    // Held against what another program asks of the chip.
+    let listed = tpm.chip.tool_does(&["getcap", "algorithms"]);
+    let listed: Vec<String> =
+        listed.lines().filter(|line| !line.starts_with(' ')).map(|line| plain(line.trim_end_matches(':'))).collect();
+    let ours: Vec<String> = serde_json::from_value(info["algorithms"].clone()).unwrap();
+    assert_eq!(ours.iter().map(|name| plain(name)).collect::<Vec<_>>(), listed);
+    let fixed = tpm.chip.tool_does(&["getcap", "properties-fixed"]);
+    let raw = |text: &str, name: &str| {
+        let value = text.split(&format!("{name}:")).nth(1).and_then(|rest| rest.split("0x").nth(1)).unwrap();
+        u32::from_str_radix(value.split_whitespace().next().unwrap(), 16).unwrap()
+    };
+    let halves = ["TPM2_PT_FIRMWARE_VERSION_1", "TPM2_PT_FIRMWARE_VERSION_2"].map(|name| raw(&fixed, name));
+    let firmware = halves.map(|half| format!("{}.{}", half >> 16, half & 0xffff)).join(".");
+    assert_eq!((&info["firmware"], raw(&fixed, "TPM2_PT_MANUFACTURER")), (&firmware.into(), 0x4942_4d00), "{info}");
+    let variable = tpm.chip.tool_does(&["getcap", "properties-variable"]);
+    for (field, property) in [
+        ("failed", "TPM2_PT_LOCKOUT_COUNTER"),
+        ("allowed", "TPM2_PT_MAX_AUTH_FAIL"),
+        ("forgotten_after_seconds", "TPM2_PT_LOCKOUT_INTERVAL"),
+    ] {
+        assert_eq!(info["lockout"][field], raw(&variable, property), "{field}");
+    }
     // The trial leaves nothing behind, and needs no auth file.
     fs::remove_file(tpm.site.path().join("tpm-auth")).unwrap();
     assert_eq!(tpm.chip.tool_does(&["getcap", "handles-transient"]).trim(), "");
@@ -326,8 +375,12 @@ fn info_tells_what_the_tpm_is_and_how_fast_it_unwraps() {
         assert!(!tpm.chip.tool(&["nvread", "0x1400000", "-C", "0x1400000", "-P", "x"]).status.success());
     }
     tpm.chip.tool_does(&["nvdefine", "0x1500000", "-C", "o", "-s", "8", "-a", "authread|authwrite", "-p", "right"]);
-    for _ in 0..4 {
-        tpm.chip.tool(&["nvread", "0x1500000", "-C", "0x1500000", "-P", "wrong", "-s", "8"]);
+    let guess = || tpm.chip.tool(&["nvread", "0x1500000", "-C", "0x1500000", "-P", "wrong", "-s", "8"]);
+    guess();
+    let info = json(&tpm.site.keystead(["tpm", "info", "--output", "json"]).expect_success());
+    assert!(info["warnings"].to_string().contains("1 failed tries of 3 until lockout"), "{info}");
+    for _ in 0..3 {
+        guess();
     }
     let info = json(&tpm.site.keystead(["tpm", "info", "--output", "json"]).expect_success());
     assert_eq!(info["lockout"]["locked"], true, "{info}");
@@ -343,89 +396,4 @@ fn keys_of_the_other_kind_are_refused_with_their_place() {
     site.configure("[custody]\ntcti = \"device:/dev/tpm0\"\n", "");
     let error = site.keystead(["config", "check"]).expect_failure(2);
     assert!(error.contains("custody.tcti") && error.contains("kind = \"tpm\""), "{error}");
-}
-
-/// An event log of one boot loader, as the firmware would have written it.
-fn event_log(digest: [u8; 32]) -> Vec<u8> {
-    let mut spec = b"Spec ID Event03\0".to_vec();
-    spec.extend([0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0]);
-    spec.extend([0x0b, 0, 32, 0, 0]);
-    let mut bytes = [&[0; 4][..], &[3, 0, 0, 0], &[0; 20]].concat();
-    bytes.extend((spec.len() as u32).to_le_bytes());
-    bytes.extend(spec);
-    let name = b"boot loader 1.0";
-    bytes.extend([&[16, 0, 0, 0, 0x0d, 0, 0, 0, 1, 0, 0, 0, 0x0b, 0][..], &digest].concat());
-    bytes.extend((name.len() as u32).to_le_bytes());
-    bytes.extend(name);
-    bytes
-}
-
-#[tokio::test]
-async fn boot_that_was_not_approved_seals_until_its_approval_is_brought() {
-    let tpm = TpmSite::bare();
-    let site = &tpm.site;
-    let at = |name: &str| site.path().join(name).display().to_string();
-    fs::create_dir(site.path().join("approvals")).unwrap();
-    site.keystead(["recovery", "keygen", "--out", &at("signer.pem"), "--public-out", &at("signer.pub")])
-        .expect_success();
-    let custody = format!(
-        "[custody]\nkind = \"tpm\"\ntcti = \"{}\"\nauth_file = \"tpm-auth\"\npcrs = \"sha256:16\"\nboot_signer = \
-         \"signer.pub\"\napprovals = \"approvals\"\nprobe_interval = \"1s\"\n",
-        tpm.chip.tcti
-    );
-    site.configure(&custody, "");
-    let refused = site.keystead(["init", "--no-recovery"]).expect_failure(1);
-    assert!(refused.contains("no approval") && refused.contains("keystead tpm preview"), "{refused}");
-
-    // The first boot measured one boot loader; an update will measure another.
-    let (one, two) = ([0x11; 32], [0x22; 32]);
-    let extend = |digest: [u8; 32]| {
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        tpm.chip.tool_does(&["pcrreset", "16"]);
-        tpm.chip.tool_does(&["pcrextend", &format!("16:sha256={hex}")]);
-        fs::write(site.path().join("log-now"), event_log(digest)).unwrap();
-    };
-    extend(one);
-    let approve = |draft: &str, name: &str| {
-        let out = site.path().join("approvals").join(name).display().to_string();
-        site.keystead(["tpm", "approve", "--draft", draft, "--signer-key", &at("signer.pem"), "--out", &out])
-            .expect_success();
-    };
-    site.keystead(["tpm", "predict", "--out", &at("draft-1"), "--event-log", &at("log-now")]).expect_success();
-    site.keystead(["tpm", "predict", "--out", &at("read")]).expect_success();
-    let value = |name: &str| fs::read_to_string(site.path().join(name)).unwrap().lines().nth(4).unwrap().to_owned();
-    assert_eq!(value("draft-1"), value("read"), "the replayed value is not the PCR's");
-    approve(&at("draft-1"), "boot-1");
-    let fits = json(&site.keystead(["tpm", "preview", "--output", "json"]).expect_success());
-    assert_eq!(fits["fits"], true, "{fits}");
-    site.keystead(["init", "--no-recovery"]).expect_success();
-    let daemon = site.serve().await;
-    let mut kms = daemon.kms().await;
-    let sealed = encrypt(&mut kms, b"measured").await;
-    drop(kms);
-    assert!(daemon.stop().success());
-
-    // The update, without an approval.
-    extend(two);
-    let daemon = site.spawn(&[]);
-    let status = daemon.until("sealed", |status| status.reason.contains("PCR 16")).await;
-    assert_eq!(status.custody.unwrap_or_default().state, "boot-not-approved");
-    let preview = site.keystead(["tpm", "preview", "--event-log", &at("log-now")]);
-    let shown = String::from_utf8_lossy(&preview.stdout).into_owned();
-    assert_eq!(preview.status.code(), Some(1), "{shown}");
-    assert!(shown.contains("PCR 16 differ") && shown.contains("new: boot loader: boot loader 1.0"), "{shown}");
-
-    // Predicted before the update, from the log of the boot before it.
-    fs::write(site.path().join("log-before"), event_log(one)).unwrap();
-    let replace = format!("{}={}", "11".repeat(32), "22".repeat(32));
-    let arguments =
-        ["tpm", "predict", "--out", &at("draft-2"), "--event-log", &at("log-before"), "--replace", &replace];
-    site.keystead(arguments).expect_success();
-    approve(&at("draft-2"), "boot-2");
-    daemon.until("online", |status| status.availability == "online").await;
-    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"measured");
-    assert!(daemon.stop().success());
-    // The first boot is still approved: a rollback is not told from an update.
-    extend(one);
-    assert!(site.serve().await.stop().success());
 }

@@ -3,15 +3,23 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 pub struct Proxy {
     pub tcti: String,
     commands: Arc<AtomicU64>,
-    /// What went over the bus, both ways; what only a listener would keep.
-    traffic: Option<Arc<Mutex<Vec<u8>>>>,
+    traffic: Option<Arc<Mutex<Traffic>>>,
+}
+
+/// What only a listener would keep.
+#[derive(Default)]
+struct Traffic {
+    /// What went over the bus, both ways.
+    bytes: Vec<u8>,
+    /// The commands' codes (TPM library part 2, "TPM_CC"), in order.
+    codes: Vec<u32>,
 }
 
 impl Proxy {
@@ -21,11 +29,11 @@ impl Proxy {
     }
 
     /// One that keeps everything that passes.
-    pub fn listening(tcti: &str) -> io::Result<Self> {
-        Self::between(tcti, Duration::ZERO, Some(Arc::default()))
+    pub fn listening(tcti: &str, latency: Duration) -> io::Result<Self> {
+        Self::between(tcti, latency, Some(Arc::default()))
     }
 
-    fn between(tcti: &str, latency: Duration, traffic: Option<Arc<Mutex<Vec<u8>>>>) -> io::Result<Self> {
+    fn between(tcti: &str, latency: Duration, traffic: Option<Arc<Mutex<Traffic>>>) -> io::Result<Self> {
         let real: u16 = tcti
             .rsplit_once("port=")
             .and_then(|(_, port)| port.parse().ok())
@@ -57,9 +65,12 @@ impl Proxy {
     }
 
     pub fn heard(&self) -> Vec<u8> {
-        let traffic =
-            self.traffic.as_ref().map(|traffic| traffic.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        traffic.unwrap_or_default()
+        self.traffic.as_ref().map(|traffic| lock(traffic).bytes.clone()).unwrap_or_default()
+    }
+
+    /// How often a command was given.
+    pub fn count(&self, code: u32) -> usize {
+        self.traffic.as_ref().map_or(0, |traffic| lock(traffic).codes.iter().filter(|&&each| each == code).count())
     }
 
     pub fn commands(&self) -> u64 {
@@ -67,28 +78,46 @@ impl Proxy {
     }
 }
 
-fn forward(client: TcpStream, port: u16, latency: Duration, traffic: Option<Arc<Mutex<Vec<u8>>>>) {
+fn lock(traffic: &Mutex<Traffic>) -> MutexGuard<'_, Traffic> {
+    traffic.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn forward(client: TcpStream, port: u16, latency: Duration, traffic: Option<Arc<Mutex<Traffic>>>) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { return };
     // What the test is about: a chip that takes its time.
     thread::sleep(latency);
     let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), server.try_clone()) else { return };
     let heard = traffic.clone();
     let up = thread::spawn(move || {
-        pass(&mut from_client, &mut to_server, heard.as_deref());
+        let mut head = Vec::new();
+        pass(&mut from_client, &mut to_server, |bytes| {
+            let Some(traffic) = &heard else { return };
+            let mut traffic = lock(traffic);
+            traffic.bytes.extend_from_slice(bytes);
+            // Tag, length, code; in however many pieces they come.
+            if head.len() < 10 {
+                head.extend_from_slice(bytes);
+                if let Some(code) = head.get(6..10) {
+                    traffic.codes.push(u32::from_be_bytes([code[0], code[1], code[2], code[3]]));
+                }
+            }
+        });
         let _ = to_server.shutdown(Shutdown::Write);
     });
     let (mut from_server, mut to_client) = (server, client);
-    pass(&mut from_server, &mut to_client, traffic.as_deref());
+    pass(&mut from_server, &mut to_client, |bytes| {
+        if let Some(traffic) = &traffic {
+            lock(traffic).bytes.extend_from_slice(bytes);
+        }
+    });
     let _ = to_client.shutdown(Shutdown::Both);
     let _ = up.join();
 }
 
-fn pass(from: &mut TcpStream, to: &mut TcpStream, traffic: Option<&Mutex<Vec<u8>>>) {
+fn pass(from: &mut TcpStream, to: &mut TcpStream, mut seen: impl FnMut(&[u8])) {
     let mut buffer = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
-        if let Some(traffic) = traffic {
-            traffic.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..count]);
-        }
+        seen(&buffer[..count]);
         if to.write_all(&buffer[..count]).is_err() {
             return;
         }

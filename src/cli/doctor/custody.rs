@@ -138,11 +138,16 @@ fn fault(custody: &Custody) -> Finding {
         | "token-replaced"
         | "token-reinitialized"
         | "token-older"
-        | "cmk-missing"
-        | "epoch-missing" => critical(
+        | "cmk-missing" => critical(
             "custody.token",
             LAST_COPY,
             &format!("put the right token back, or its newest backup: {RUNBOOK}. DO NOT RESTART a daemon that serves"),
+        ),
+        "epoch-missing" => critical(
+            "custody.token",
+            LAST_COPY,
+            "put the token's newest backup back; a TPM has lost its NV indices: `keystead roots rescue` while the daemon \
+             serves, then `keystead recover` (docs/custody-tpm.md). DO NOT RESTART a daemon that serves",
         ),
         "module-unusable" => critical(
             "custody.module",

@@ -10,6 +10,7 @@ use keystead_core::hpke_p256::P256PublicKey;
 use p256::ecdsa::signature::hazmat::{PrehashSigner, PrehashVerifier};
 use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
 
+use super::component;
 use super::pcr::{PcrSet, PcrValues};
 use super::policy;
 
@@ -138,6 +139,9 @@ impl Approval {
             let (Some(pcr), Some(digest), Some(what)) = (pcr, words.next().and_then(unhex), words.next()) else {
                 return Err(malformed);
             };
+            if !component::is_printable(what) {
+                return Err(malformed);
+            }
             events.push(Measured { pcr, digest, what: what.to_owned() });
         }
         let signed = match lines.next() {
@@ -236,6 +240,8 @@ mod tests {
         }
         assert_eq!(Approval::parse("keystead-boot-approval 2\n"), Err(ApprovalError::Format));
         assert_eq!(Approval::parse(&format!("{text}more\n")), Err(ApprovalError::Malformed(10)));
+        let coloured = text.replace("boot loader", "boot\x1b[2Jloader");
+        assert_eq!(Approval::parse(&coloured), Err(ApprovalError::Malformed(7)));
         assert!(draft().sign("-----BEGIN PRIVATE KEY-----").is_err());
     }
 }

@@ -117,7 +117,9 @@ fn approved(connection: &mut Connection, auth_policy: &[u8; 32], folder: &Path) 
         let signer = approval.signed.as_ref().map(|signed| &signed.signer);
         signer.is_some_and(|signer| policy::auth_policy(signer, &approval.policy_ref()) == *auth_policy)
     };
-    let candidates: Vec<Approval> = found.into_iter().map(|(_, approval)| approval).filter(is_for).collect();
+    let mut candidates: Vec<Approval> = found.into_iter().map(|(_, approval)| approval).filter(is_for).collect();
+    // A forged one does not stand before a genuine one. Which it is, the TPM says.
+    candidates.sort_by_key(|approval| approval.verify().is_err());
     let mut nearest: Option<Vec<u8>> = None;
     let mut read: Vec<(PcrSet, PcrValues)> = Vec::new();
     for approval in candidates {

@@ -40,7 +40,7 @@ pub struct Device {
 /// What a refused auth value came to.
 enum Verdict {
     Answer(CustodyError),
-    /// A session or handle that is no longer ours: connect anew.
+    /// A session or handle that is no longer ours: connect anew at once.
     Mixup(String),
 }
 

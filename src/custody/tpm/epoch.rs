@@ -107,7 +107,7 @@ pub(super) fn destroy(connection: &mut Connection, epoch: &EpochRef) -> Result<(
     Ok(())
 }
 
-/// Defines both indices of a keyring and node, unless they are there, and sees that they take our auth value.
+/// Defines both indices of a keyring and node, unless they are there.
 pub(super) fn define_both(connection: &mut Connection, keyring: &KeyringId, node: &NodeId) -> Result<(), Failure> {
     let first = first_index(keyring, node);
     for index in [first, first + 1] {
@@ -115,6 +115,12 @@ pub(super) fn define_both(connection: &mut Connection, keyring: &KeyringId, node
             define(connection, index)?;
         }
     }
+    Ok(())
+}
+
+/// Whether those of the two indices that are there take our auth value.
+pub(super) fn require_ours(connection: &mut Connection, keyring: &KeyringId, node: &NodeId) -> Result<(), Failure> {
+    let first = first_index(keyring, node);
     match read_both(connection, keyring, node) {
         Ok(_) => Ok(()),
         Err(Failure::Auth(_)) => Err(Failure::device(format!(

@@ -17,7 +17,7 @@ pub(super) enum Failure {
     Full(String),
     /// The auth value was refused.
     Auth(String),
-    /// It was refused, but is right: a neighbour's session or object has taken the place of ours.
+    /// What we have in the TPM is no longer there, or a neighbour's has taken its place. The TPM itself answers.
     Mixup(String),
 }
 
@@ -60,17 +60,10 @@ impl From<Error> for Failure {
             Some(
                 Kind::ObjectMemory | Kind::SessionMemory | Kind::Memory | Kind::ObjectHandles | Kind::SessionHandles,
             ) => Self::Full(detail),
-            Some(
-                Kind::Initialize
-                | Kind::Handle
-                | Kind::ReferenceH0
-                | Kind::ReferenceH1
-                | Kind::ReferenceS0
-                | Kind::ReferenceS1
-                | Kind::ContextGap
-                | Kind::Reboot
-                | Kind::Canceled,
-            ) => Self::Stale(detail),
+            Some(Kind::ReferenceH0 | Kind::ReferenceH1 | Kind::ReferenceS0 | Kind::ReferenceS1) => Self::Mixup(detail),
+            Some(Kind::Initialize | Kind::Handle | Kind::ContextGap | Kind::Reboot | Kind::Canceled) => {
+                Self::Stale(detail)
+            }
             Some(Kind::NvRate | Kind::NvUnavailable) => {
                 Self::device(format!("{detail}: the TPM takes no more writes for now, to spare its memory; wait"))
             }
@@ -102,10 +95,58 @@ fn raw(code: Tss2ResponseCode) -> u32 {
     text.rsplit_once("0x").and_then(|(_, digits)| u32::from_str_radix(digits, 16).ok()).unwrap_or(u32::MAX)
 }
 
-/// `TPM: … (0x921)`: the code is what one searches for.
+/// Said when the TSS finds no library of its own for a TCTI.
+pub(super) const NO_LIBRARY: &str = "the library that reaches it is missing";
+
+/// `TPM: … (0x921)`: the code is what one searches for. Of the TSS's own layers tss-esapi knows no words.
 pub(super) fn describe(error: &Error) -> String {
     match error {
+        Error::Tss2Error(code) if layer(*code) != TPM && layer(*code) != RESOURCE_MANAGER => {
+            let words = match raw(*code) & 0xffff {
+                0x7 => "the connection to it is lost",
+                0x8 => "there is no connection to it",
+                0xa => "input or output failed",
+                0x15 => NO_LIBRARY,
+                _ => "the TSS failed",
+            };
+            format!("{words} (0x{:x})", raw(*code))
+        }
         Error::Tss2Error(code) => format!("TPM: {error} (0x{:x})", raw(*code)),
         Error::WrapperError(kind) => format!("TPM: {kind}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_of_every_layer_are_told_in_words_with_their_number() {
+        for (code, words) in [
+            (0x921, "TPM: authorizations for objects subject to DA protection are not allowed"),
+            (0x99d, "TPM: a policy check failed"),
+            (0xa0008, "there is no connection to it (0xa0008)"),
+            (0xa000a, "input or output failed (0xa000a)"),
+            (0xa0015, "the library that reaches it is missing (0xa0015)"),
+            (0x70007, "the connection to it is lost (0x70007)"),
+            (0x70019, "the TSS failed (0x70019)"),
+        ] {
+            let said = describe(&Error::Tss2Error(Tss2ResponseCode::from(code)));
+            assert!(said.starts_with(words) && said.ends_with(&format!("(0x{code:x})")), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_a_code_means_is_decided_by_its_layer_first() {
+        let of = |code| Failure::from(Error::Tss2Error(Tss2ResponseCode::from(code)));
+        assert!(matches!(of(0x101), Failure::Suspect(_)), "said of a bad OAEP block, too");
+        assert!(matches!(of(0xa000a), Failure::Stale(_)));
+        assert!(matches!(of(0x902), Failure::Full(_)));
+        assert!(matches!(of(0x903), Failure::Full(_)));
+        assert!(matches!(of(0x910), Failure::Mixup(_)));
+        assert!(matches!(of(0x918), Failure::Mixup(_)));
+        assert!(matches!(of(0x9a2), Failure::Auth(_)));
+        assert!(matches!(of(0x921), Failure::Final(CustodyError::Device { detail }) if detail.contains("lockout")));
+        assert!(matches!(of(0x920), Failure::Final(CustodyError::Device { detail }) if detail.contains("wait")));
     }
 }

@@ -8,6 +8,7 @@ pub mod approval;
 mod auth;
 mod boot;
 mod cmk;
+mod component;
 mod connection;
 mod device;
 mod epoch;
@@ -21,6 +22,10 @@ mod preview;
 mod provision;
 mod random;
 mod srk;
+#[cfg(test)]
+#[path = "../../../tests/support/tcg_log.rs"]
+#[allow(dead_code, reason = "the daemon's tests use the rest")]
+mod tcg_log;
 mod tcti;
 
 pub use boot::{approvals, differing};

@@ -70,6 +70,13 @@ pub fn provision(
     };
     let auth = auth::read(&PinSource::File(auth_file.to_owned()))?;
     let mut connection = Connection::open(&tcti, auth, Arc::new(AtomicU64::new(0))).map_err(step)?;
+    if let Err(failure) = epoch::require_ours(&mut connection, keyring, node) {
+        if made_auth_file {
+            // Nothing was made with it: left there, it would be taken for the one that is missing.
+            let _ = std::fs::remove_file(auth_file);
+        }
+        return Err(failure.into_error());
+    }
     connection.context().tr_set_auth(ObjectHandle::Owner, owner).map_err(|error| step(error.into()))?;
     epoch::define_both(&mut connection, keyring, node).map_err(step)?;
     Ok(Provisioned {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use tss_esapi::TctiNameConf;
 
+use super::failure::NO_LIBRARY;
 use crate::custody::contract::CustodyError;
 
 #[derive(Debug, Clone)]
@@ -46,12 +47,22 @@ impl Tcti {
         {
             detail = error.to_string();
             match error.kind() {
-                std::io::ErrorKind::NotFound => detail.push_str("; is the TPM enabled in the firmware setup?"),
+                std::io::ErrorKind::NotFound => detail.push_str("; enable the TPM in the firmware setup"),
                 std::io::ErrorKind::PermissionDenied => {
                     detail.push_str("; put the daemon's user into the group that owns it (often `tss`)");
                 }
                 _ => {}
             }
+        }
+        match self.text.split_once(':') {
+            Some((kind, _)) if detail.contains(NO_LIBRARY) => {
+                detail.push_str(&format!("; install libtss2-tcti-{kind} (Debian: libtss2-tcti-{kind}0)"));
+            }
+            Some(("tabrmd", _)) => detail.push_str(
+                "; start tpm2-abrmd, and name a session bus in custody.environment (DBUS_SESSION_BUS_ADDRESS)",
+            ),
+            Some(("swtpm" | "mssim", _)) => detail.push_str("; start the software TPM"),
+            _ => {}
         }
         CustodyError::TpmUnreachable { tcti: self.text.clone(), detail }
     }
@@ -101,6 +112,14 @@ mod tests {
     fn text_that_is_no_tcti_and_device_that_is_not_there_are_told_apart() {
         let error = Tcti::parse("/dev/tpmrm0").unwrap_err().to_string();
         assert!(error.contains("none of device:"), "{error}");
+        for (tcti, word) in
+            [("tabrmd:bus_type=session", "custody.environment"), ("swtpm:port=1", "start the software TPM")]
+        {
+            let error = Tcti::parse(tcti).unwrap().unreachable("?").to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        let error = Tcti::parse("device:/dev/null").unwrap().unreachable(NO_LIBRARY).to_string();
+        assert!(error.contains("libtss2-tcti-device0"), "{error}");
         let error = Tcti::parse("device:/dev/no-such-tpm").unwrap().unreachable("?").to_string();
         assert!(error.contains("No such file") && error.contains("firmware setup"), "{error}");
     }
