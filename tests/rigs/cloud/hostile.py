@@ -50,8 +50,13 @@ def no_http(_):
     yield b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n"
 
 
-def old_http(body):
+def unsaid_end(body):
+    """Ends with the connection, and TLS does not vouch for that: whoever cuts it decides where."""
     yield head("200 OK", "HTTP/1.0") + body
+
+
+def old_http(body):
+    yield head("200 OK", "HTTP/1.0", f"Content-Length: {len(body)}") + body
 
 
 def other_type(body):
@@ -69,6 +74,7 @@ HOSTILE = {
     "many-headers": many_headers,
     "endless-continue": endless_continue,
     "no-http": no_http,
+    "unsaid-end": unsaid_end,
     "two-lengths": lambda body: sized(body, "Content-Length: 7"),
     "gzip": lambda body: sized(gzip.compress(body), "Content-Encoding: gzip"),
     "not-utf8": lambda body: sized(body.replace(b'": "', b'": "\xff\xfe', 1)),
