@@ -6,7 +6,8 @@
 start_cloud() {
     mkdir -p -- "$RIG"
     RIG_PYTHON=$("$ROOT/scripts/rigs/cloud" alibaba python)
-    if [[ -e $RIG/running ]] && "$RIG/cloud-up" 2>/dev/null; then
+    # However it was left: a daemon that is cut off or revoked could not be tried.
+    if [[ -e $RIG/running ]] && "$RIG/cloud-up" 2>/dev/null && "$RIG/key-enable"; then
         say 'The stub of the cloud runs already.'
         write_rig_scripts
         return

@@ -57,6 +57,11 @@ fn reboot(status: &GetStatusResponse) -> Survival {
     let Some(upstream) = status.upstream.as_ref().filter(|upstream| !upstream.up) else {
         return yes("");
     };
+    if upstream.fault_class == "corrupt" {
+        return no(
+            "the cloud answers with what is not this key's: a new daemon would not serve until that is cleared up",
+        );
+    }
     if !upstream.copies_complete {
         return no("not every generation has an offline copy, and the cloud cannot be asked");
     }
@@ -75,6 +80,10 @@ fn consequence(availability: &str, upstream: &Upstream) -> String {
             format!("the cloud has withdrawn the key: nothing is served, offline copies are destroyed. {cached}")
         }
         "expired" => format!("the lease is used up: nothing is served until the cloud answers. {cached}"),
+        "degraded" if upstream.fault_class == "denied" && upstream.proven => format!(
+            "three refusals over half an hour or more are taken for a revocation: nothing is served then, offline copies \
+             are destroyed. {cached}"
+        ),
         "online" | "degraded" if !upstream.up => {
             let left = span(Duration::from_secs(upstream.lease_remaining_seconds));
             format!("in {left} the lease ends and nothing is served any more. {cached}")
@@ -153,6 +162,10 @@ mod tests {
         })
     }
 
+    fn fault(class: &str) -> Option<Upstream> {
+        Some(Upstream { fault_class: class.into(), proven: true, ..outage(71 * 3600)? })
+    }
+
     fn survives(status: &GetStatusResponse) -> (bool, bool) {
         let of = |survival: &Option<Survival>| survival.as_ref().unwrap().survives;
         (of(&status.apiserver_restart), of(&status.reboot))
@@ -172,6 +185,8 @@ mod tests {
             ("degraded", "ready", outage(900), (true, false)),
             ("degraded", "token-missing", outage(3600), (true, false)),
             ("degraded", "ready", Some(Upstream { copies_complete: false, ..outage(3600).unwrap() }), (true, false)),
+            ("degraded", "ready", fault("corrupt"), (true, false)),
+            ("degraded", "ready", fault("credential-fault"), (true, true)),
             ("expired", "ready", outage(0), (false, false)),
             ("revoked", "ready", outage(3600), (false, false)),
         ] {
@@ -189,8 +204,12 @@ mod tests {
         assert!(early.actions[0].contains("keystead upstream check"));
         let late = status("degraded", "ready", outage(3600));
         assert!(late.actions.iter().any(|action| action.contains("lease extend")), "{:?}", late.actions);
-        let fault = Upstream { fault_class: "credential-fault".into(), ..outage(71 * 3600).unwrap() };
-        assert!(status("degraded", "ready", Some(fault)).actions[0].contains("valid credential"));
+        assert!(status("degraded", "ready", fault("credential-fault")).actions[0].contains("valid credential"));
+        let denied = status("degraded", "ready", fault("denied")).upstream.unwrap().consequence;
+        assert!(denied.starts_with("three refusals over half an hour"), "{denied}");
+        let mistaken = Upstream { proven: false, ..fault("denied").unwrap() };
+        let mistaken = status("degraded", "ready", Some(mistaken)).upstream.unwrap().consequence;
+        assert!(mistaken.starts_with("in 71h 0m the lease ends"), "{mistaken}");
         for availability in ["revoked", "expired"] {
             let status = status(availability, "ready", outage(0));
             assert_eq!(status.actions.len(), 1, "{:?}", status.actions);

@@ -346,10 +346,11 @@ pub(super) fn first_state(
     }
 }
 
-/// What makes two configurations the same: the key, and where it is asked for.
+/// What makes two configurations the same: the key, its account and instance, and where it is asked for.
 pub fn configuration_digest(identity: &UpstreamIdentity) -> ConfigurationDigest {
     let mut digest = Sha256::new().chain_update(b"keystead-upstream\x01").chain_update([u8::from(identity.kind)]);
-    for field in [identity.root_id.as_bytes(), identity.region.as_bytes(), identity.endpoint.as_bytes()] {
+    let (named, region, endpoint) = (&identity.named, &identity.region, &identity.endpoint);
+    for field in [identity.root_id.as_bytes(), named.as_bytes(), region.as_bytes(), endpoint.as_bytes()] {
         digest.update((field.len() as u16).to_be_bytes());
         digest.update(field);
     }

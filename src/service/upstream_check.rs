@@ -74,7 +74,7 @@ pub async fn check(upstream: &dyn Upstream, hop: &FirstHop, keyring: &KeyringId)
     if let Err(error) = &described
         && is_way(error)
     {
-        return steps.fail("tls", error.detail.clone(), tls_hint(&error.code));
+        return steps.fail("tls", error.detail.clone(), way_hint(steps.kind, &error.code));
     }
     steps.pass("tls", "the service answers, and its certificate is trusted".into(), started);
     if let Some(finished) = steps.judge_description(&described) {
@@ -303,8 +303,11 @@ fn connection_hint(kind: RootKind) -> &'static str {
     }
 }
 
-fn tls_hint(code: &str) -> &'static str {
+/// Behind the first hop. A name or a port there is another host's, which hands out tokens.
+fn way_hint(kind: RootKind, code: &str) -> &'static str {
     match code {
+        codes::DNS => name_hint(kind),
+        codes::TCP => connection_hint(kind),
         codes::TLS => {
             "Somebody else's certificate: a captive portal or an inspecting proxy is in the way, or the endpoint has a \
              private CA, which belongs into upstream.ca_file. A clock of the wrong year looks like this, too"

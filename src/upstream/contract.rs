@@ -47,6 +47,8 @@ pub struct UpstreamIdentity {
     pub kind: RootKind,
     /// The bare key ID's ASCII bytes.
     pub root_id: RootId,
+    /// All that the configuration says to tell this key from others: an ARN with region and account, an instance.
+    pub named: String,
     /// For people: `Alibaba Cloud KMS`.
     pub provider: &'static str,
     pub region: String,

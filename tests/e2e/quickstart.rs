@@ -117,7 +117,7 @@ fn quickstart_of_the_cloud_profile_tells_the_whole_story_and_leaves_scripts_that
         let line = told.lines().find(|line| line.contains(step)).unwrap_or_else(|| panic!("no {step:?} in:\n{told}"));
         assert!(line.ends_with(" s"), "{line} has no time");
     }
-    let rig = |name: &str| Command::new(quickstart.state().join("rig").join(name)).output().unwrap();
+    let rig = |name: &str| Command::new(quickstart.state().join("rig").join(name)).current_dir("/").output().unwrap();
     let availability = "keystead status --output json | sed -n 's/^  \"availability\": \"\\(.*\\)\",$/\\1/p'";
     let until = |wanted: &str| {
         let wait =
@@ -136,6 +136,13 @@ fn quickstart_of_the_cloud_profile_tells_the_whole_story_and_leaves_scripts_that
     assert!(!quickstart.shell("keystead kms status").status.success());
     rig("key-enable").expect_success();
     until("online");
+    // In any order, also those that change nothing; and the story once more, from how that has left it.
+    for name in ["cloud-down", "key-disable", "cloud-down", "restart", "cloud-up", "restart"] {
+        rig(name).expect_success();
+    }
+    until("revoked");
+    let again = quickstart.run("start --profile cloud").expect_success();
+    assert!(again.contains("runs already") && again.contains("service is back"), "{again}");
     let other = quickstart.run("start --profile local");
     assert!(String::from_utf8_lossy(&other.stderr).contains("cloud profile"));
     quickstart.run("stop").expect_success();

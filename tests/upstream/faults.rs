@@ -16,6 +16,8 @@ pub const CASES: &[(&str, Case)] = &[
     ("key_unknown_here_is_gone_as_with_a_wrong_region", unknown_key_is_gone),
     ("replaced_credentials_file_counts_without_a_restart", replaced_credentials_file_counts),
     ("no_error_shows_a_secret", no_error_shows_a_secret),
+    ("odd_but_whole_answer_is_taken", odd_but_whole_answer_is_taken),
+    ("wrap_that_came_truncated_does_not_open_again", truncated_wrap_does_not_open),
 ];
 
 /// One fault: what the rig is told, what an unwrap then fails with, and what ends it.
@@ -76,6 +78,26 @@ const FAULTS: &[Fault] = &[
     network("answer_cut_off", &[r#"{"action": "fault", "fault": "cut"}"#], Some(codes::HTTP), false),
     network("foreign_json_with_200", &[r#"{"action": "fault", "fault": "foreign-json"}"#], Some(codes::FOREIGN), false),
     network("answer_too_long", &[r#"{"action": "fault", "fault": "too-long"}"#], Some(codes::TOO_LONG), false),
+    network("answer_of_10_gb", &[r#"{"action": "fault", "fault": "ten-gigabytes"}"#], Some(codes::TOO_LONG), false),
+    network("answer_without_an_end", &[r#"{"action": "fault", "fault": "endless"}"#], Some(codes::TOO_LONG), false),
+    network("head_without_an_end", &[r#"{"action": "fault", "fault": "endless-head"}"#], Some(codes::HTTP), false),
+    network("thousand_headers", &[r#"{"action": "fault", "fault": "many-headers"}"#], Some(codes::HTTP), false),
+    network("head_a_byte_a_second", &[r#"{"action": "fault", "fault": "slow-head"}"#], Some(codes::TIMEOUT), true),
+    network("continue_without_an_end", &[r#"{"action": "fault", "fault": "endless-continue"}"#], None, true),
+    network("no_http", &[r#"{"action": "fault", "fault": "no-http"}"#], Some(codes::HTTP), false),
+    network(
+        "end_that_nobody_vouches_for",
+        &[r#"{"action": "fault", "fault": "unsaid-end"}"#],
+        Some(codes::HTTP),
+        false,
+    ),
+    network("two_lengths", &[r#"{"action": "fault", "fault": "two-lengths"}"#], Some(codes::HTTP), false),
+    network("compressed_unasked", &[r#"{"action": "fault", "fault": "gzip"}"#], Some(codes::FOREIGN), false),
+    network("json_that_is_no_utf8", &[r#"{"action": "fault", "fault": "not-utf8"}"#], Some(codes::FOREIGN), false),
+    network("json_5000_deep", &[r#"{"action": "fault", "fault": "deep-json"}"#], Some(codes::FOREIGN), false),
+    network("each_field_twice", &[r#"{"action": "fault", "fault": "each-field-twice"}"#], Some(codes::FOREIGN), false),
+    network("json_null", &[r#"{"action": "fault", "fault": "null"}"#], Some(codes::FOREIGN), false),
+    network("success_without_a_body", &[r#"{"action": "fault", "fault": "empty"}"#], Some(codes::FOREIGN), false),
     // Nothing but a new certificate ends it.
     Fault {
         repair: &[],
@@ -99,6 +121,18 @@ const FAULTS: &[Fault] = &[
     state(
         "answer_for_another_key",
         &[r#"{"action": "fault", "fault": "other-key"}"#],
+        FaultClass::Corrupt,
+        &[r#"{"action": "clear"}"#],
+    ),
+    state(
+        "ciphertext_truncated_on_its_way",
+        &[r#"{"action": "fault", "fault": "truncate"}"#],
+        FaultClass::Corrupt,
+        &[r#"{"action": "clear"}"#],
+    ),
+    state(
+        "key_of_16_bytes",
+        &[r#"{"action": "fault", "fault": "short-key"}"#],
         FaultClass::Corrupt,
         &[r#"{"action": "clear"}"#],
     ),
@@ -203,6 +237,26 @@ fn replaced_credentials_file_counts(stand: &Stand) {
     opened.opens(&made);
     std::fs::remove_file(&file).unwrap();
     opened.opens(&made);
+}
+
+fn odd_but_whole_answer_is_taken(stand: &Stand) {
+    let opened = stand.usual();
+    let made = opened.generate();
+    for fault in ["http-1.0", "other-type", "two-dates"] {
+        stand.rig.control(&format!(r#"{{"action": "fault", "fault": "{fault}"}}"#));
+        opened.opens(&made);
+        stand.rig.control(r#"{"action": "clear"}"#);
+    }
+}
+
+/// Why every new generation is unwrapped and compared before it is used.
+fn truncated_wrap_does_not_open(stand: &Stand) {
+    let opened = stand.usual();
+    stand.rig.control(r#"{"action": "fault", "fault": "truncate"}"#);
+    let made = opened.generate();
+    stand.rig.control(r#"{"action": "clear"}"#);
+    let error = opened.unwrap(&made).unwrap_err();
+    assert_eq!(error.class, FaultClass::Corrupt, "{error}");
 }
 
 fn no_error_shows_a_secret(stand: &Stand) {

@@ -191,6 +191,7 @@ impl FakeCloud {
             identity: UpstreamIdentity {
                 kind: RootKind::AlibabaKms,
                 root_id: RootId::new(b"key-1").unwrap(),
+                named: "key-1".into(),
                 provider: "test cloud",
                 region: region.into(),
                 endpoint: format!("https://kms.{region}.example"),

@@ -23,6 +23,7 @@ fn cloud() -> Cloud {
     let identity = UpstreamIdentity {
         kind: RootKind::AlibabaKms,
         root_id: RootId::new(b"key-1").unwrap(),
+        named: "key-1".into(),
         provider: "Alibaba Cloud KMS",
         region: "cn-hangzhou".into(),
         endpoint: "https://kms.example.com".into(),

@@ -117,6 +117,7 @@ impl Alibaba {
         let identity = UpstreamIdentity {
             kind: RootKind::AlibabaKms,
             root_id: settings.key.root_id().clone(),
+            named: settings.key.request_id().to_owned(),
             provider: KMS.name,
             region: settings.region.clone(),
             endpoint: settings.endpoint.to_string(),
@@ -300,7 +301,10 @@ impl Upstream for Alibaba {
 }
 
 fn kek(plaintext: &SecretText) -> Result<Kek, UpstreamError> {
-    decode_kek(plaintext).ok_or_else(|| malformed("a plaintext that is no 32 bytes in base64"))
+    decode_kek(plaintext).ok_or_else(|| {
+        let detail = format!("{} answered with something that is no 32-byte key", KMS.name);
+        UpstreamError::new(FaultClass::Corrupt, "not-a-key", detail)
+    })
 }
 
 /// A success that cannot be one: not the service's doing, as far as anybody can tell.

@@ -120,6 +120,7 @@ impl Aws {
         let identity = UpstreamIdentity {
             kind: RootKind::AwsKms,
             root_id: settings.key.root_id().clone(),
+            named: settings.key.request_id().to_owned(),
             provider: PROVIDER,
             region: settings.region.clone(),
             endpoint: settings.endpoint.to_string(),

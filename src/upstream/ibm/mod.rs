@@ -97,6 +97,7 @@ impl Ibm {
         let identity = UpstreamIdentity {
             kind: RootKind::IbmKeyProtect,
             root_id: settings.key.root_id(),
+            named: format!("{}/{}", settings.instance, settings.key),
             provider: PROVIDER,
             region: settings.region.clone(),
             endpoint: settings.endpoint.to_string(),

@@ -4,7 +4,7 @@ use keystead_wire::admin::v1::GetStatusResponse;
 use serde_json::json;
 use tonic::Code;
 
-use super::rig::{Cloud, CloudSite};
+use super::rig::{Cloud, CloudSite, Vendor};
 use crate::clients::kms_code;
 use crate::daemon::{decrypt, encrypt};
 
@@ -51,74 +51,117 @@ macro_rules! row {
     };
 }
 
-const FAULTS: &[Row] = &[
-    row!("connection refused", "refuse", degraded("unreachable")),
+/// Of the way there and of what answers: the same whoever is asked, so tried on one.
+const WAY: &[Row] = &[
     row!("black hole", "black-hole", degraded("unreachable")),
     row!("slow-loris answer", "slow-loris", degraded("unreachable")),
-    row!("5xx burst", "http-503", degraded("unreachable")),
+    row!("slow-loris head of an answer", "slow-head", degraded("unreachable")),
     row!("500 without a word", "http-500", degraded("unreachable")),
-    row!("throttling", "throttle", degraded("unreachable")),
     row!("captive portal, its own TLS", "captive-tls", degraded("unreachable")),
     row!("captive portal, HTML with 200", "captive-html", degraded("unreachable")),
     row!("redirect", "redirect", degraded("unreachable")),
-    row!("foreign JSON", "foreign-json", degraded("unreachable")),
     row!("answer cut off", "cut", degraded("unreachable")),
-    row!("answer without an end", "too-long", degraded("unreachable")),
+    row!("answer of 10 GB", "ten-gigabytes", degraded("unreachable")),
+    row!("answer without an end", "endless", degraded("unreachable")),
+];
+
+/// What each service says in words of its own.
+const SAID: &[Row] = &[
+    row!("connection refused", "refuse", degraded("unreachable")),
+    row!("5xx burst", "http-503", degraded("unreachable")),
+    row!("throttling", "throttle", degraded("unreachable")),
+    row!("foreign JSON", "foreign-json", degraded("unreachable")),
     row!("answer for another key", "other-key", degraded("corrupt")),
+    row!("ciphertext truncated", "truncate", degraded("corrupt")),
+    row!("key of 16 bytes in the answer", "short-key", degraded("corrupt")),
+    row!("skew of 20 min", |cloud| skew(cloud, 1200), |cloud| skew(cloud, 0), UNHARMED),
     row!(
-        "skew of 20 min",
-        |cloud| cloud.order(&json!({ "action": "skew", "seconds": 1200 })),
-        |cloud| cloud.order(&json!({ "action": "skew", "seconds": 0 })),
-        UNHARMED
-    ),
-    row!(
-        "credential unknown or expired",
+        "credential unknown",
         |cloud| cloud.act("revoke-credential"),
         |cloud| cloud.act("restore-credential"),
         degraded("credential-fault")
     ),
-    row!("wrong signature", wrong_secret, right_secret, degraded("credential-fault")),
-    row!("account in debt", |cloud| cloud.act("debt"), |cloud| cloud.act("settle"), degraded("billing")),
+    row!("wrong signature", wrong_credential, |cloud| cloud.use_credential("main"), degraded("credential-fault")),
     row!("permission withdrawn", |cloud| cloud.act("deny"), |cloud| cloud.act("allow"), degraded("denied")),
     row!("key disabled", |cloud| cloud.act("disable-key"), |cloud| cloud.act("enable-key"), revoked("key-disabled")),
+];
+
+/// A session that stands in the file: nobody here can get another one.
+const SESSION_EXPIRED: Row =
+    row!("session expired", expired_session, |cloud| cloud.use_credential("main"), degraded("credential-fault"));
+
+const DELETION_PENDING: Row =
+    row!("key pending deletion", |cloud| cloud.act("schedule-deletion"), deletion_cancelled, revoked("key-disabled"));
+
+const ALIBABA: &[Row] = &[
+    SESSION_EXPIRED,
+    row!("account in debt", |cloud| cloud.act("debt"), |cloud| cloud.act("settle"), degraded("billing")),
+    DELETION_PENDING,
+];
+
+const IBM: &[Row] = &[
+    row!("IAM away, token valid", |cloud| iam(cloud, "refuse"), |cloud| cloud.act("clear"), UNHARMED),
+    row!("IAM throttles, token valid", |cloud| iam(cloud, "throttle"), |cloud| cloud.act("clear"), UNHARMED),
     row!(
-        "key pending deletion",
-        |cloud| cloud.act("schedule-deletion"),
+        "IAM away, token given up",
         |cloud| {
-            cloud.act("cancel-deletion");
-            // By the vendor's rules it is disabled then.
-            cloud.act("enable-key");
+            iam(cloud, "refuse");
+            cloud.act("expire-tokens");
         },
-        revoked("key-disabled")
+        |cloud| cloud.act("clear"),
+        degraded("unreachable")
+    ),
+    row!("token given up, IAM there", |cloud| cloud.act("expire-tokens"), |_| (), UNHARMED),
+    // No waiting period: it can be brought back for 30 days, and serves nobody meanwhile.
+    row!("key deleted, restorable", |cloud| cloud.act("schedule-deletion"), deletion_cancelled, revoked("key-gone")),
+];
+
+const AWS: &[Row] = &[
+    SESSION_EXPIRED,
+    DELETION_PENDING,
+    row!(
+        "key store away",
+        |cloud| cloud.act("key-store-away"),
+        |cloud| cloud.act("enable-key"),
+        degraded("unreachable")
+    ),
+    row!(
+        "pending deletion, may not be described",
+        |cloud| {
+            cloud.order(&json!({ "action": "deny", "operations": ["DescribeKey"] }));
+            cloud.act("schedule-deletion");
+        },
+        |cloud| {
+            cloud.act("allow");
+            deletion_cancelled(cloud);
+        },
+        degraded("unclassified")
     ),
 ];
 
-fn wrong_secret(cloud: &Cloud) {
-    let right = std::fs::read_to_string(cloud.credentials()).unwrap();
-    std::fs::write(cloud.credentials().with_extension("right"), &right).unwrap();
-    let wrong: Vec<_> = right
-        .lines()
-        .map(|line| match line.split_once('=') {
-            Some((name, _)) if name.contains("secret") => format!("{name}= \"wrong-secret-of-some-length\""),
-            _ => line.to_owned(),
-        })
-        .collect();
-    assert_ne!(wrong.join("\n").trim(), right.trim(), "the file has a secret");
-    replace(cloud, &wrong.join("\n"));
+fn skew(cloud: &Cloud, seconds: i64) {
+    cloud.order(&json!({ "action": "skew", "seconds": seconds }));
 }
 
-fn right_secret(cloud: &Cloud) {
-    let right = std::fs::read_to_string(cloud.credentials().with_extension("right")).unwrap();
-    replace(cloud, &right);
+fn iam(cloud: &Cloud, fault: &str) {
+    cloud.order(&json!({ "action": "fault", "fault": fault, "service": "iam" }));
 }
 
-/// As tools do it: a new file in the old one's place.
-fn replace(cloud: &Cloud, text: &str) {
-    use std::os::unix::fs::PermissionsExt;
-    let new = cloud.credentials().with_extension("new");
-    std::fs::write(&new, text).unwrap();
-    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).unwrap();
-    std::fs::rename(new, cloud.credentials()).unwrap();
+fn wrong_credential(cloud: &Cloud) {
+    cloud.use_credential("wrong");
+    // What the right one was exchanged for would do to its end.
+    cloud.act("expire-tokens");
+}
+
+fn expired_session(cloud: &Cloud) {
+    cloud.use_credential("session");
+    cloud.act("expire-tokens");
+}
+
+fn deletion_cancelled(cloud: &Cloud) {
+    cloud.act("cancel-deletion");
+    // By AWS's rules it is disabled then.
+    cloud.act("enable-key");
 }
 
 fn found(status: &GetStatusResponse) -> (String, String) {
@@ -130,14 +173,13 @@ fn found(status: &GetStatusResponse) -> (String, String) {
 }
 
 /// On one daemon, one after the other: what is left behind by one would show in the next.
-#[tokio::test]
-async fn each_fault_of_the_cloud_leads_to_its_state_and_back() {
-    let site = CloudSite::initialized("");
+async fn try_each(vendor: Vendor, rows: &[&[Row]]) {
+    let site = CloudSite::initialized_at(vendor, "");
     let daemon = site.serve().await;
     let key_id = daemon.status().await.active_key_id;
     let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
-    println!("{:<32} {:<10} {:<17} {:<20} back", "fault of the cloud", "state", "class", "Status");
-    for row in FAULTS {
+    println!("{:<8} {:<38} {:<10} {:<17} {:<20} back", "cloud", "fault", "state", "class", "Status");
+    for row in rows.iter().copied().flatten() {
         let contacts = site.cloud.requests().len();
         (row.inflict)(&site.cloud);
         let expected = row.expected;
@@ -166,26 +208,86 @@ async fn each_fault_of_the_cloud_leads_to_its_state_and_back() {
         assert_eq!(status.active_key_id, key_id, "an outage never changes the key ID");
         assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed", "{}", row.fault);
         let Expected { availability, class, status } = expected;
-        println!("{:<32} {availability:<10} {class:<17} {:<20} online", row.fault, format!("{status:?}"));
+        let status = format!("{status:?}");
+        println!("{:<8} {:<38} {availability:<10} {class:<17} {status:<20} online", vendor.name(), row.fault);
     }
 }
 
 #[tokio::test]
+async fn each_fault_of_the_way_leads_to_its_state_and_back() {
+    try_each(Vendor::Alibaba, &[WAY]).await;
+}
+
+#[tokio::test]
+async fn each_word_of_alibaba_leads_to_its_state_and_back() {
+    try_each(Vendor::Alibaba, &[SAID, ALIBABA]).await;
+}
+
+#[tokio::test]
+async fn each_word_of_ibm_leads_to_its_state_and_back() {
+    try_each(Vendor::Ibm, &[SAID, IBM]).await;
+}
+
+#[tokio::test]
+async fn each_word_of_aws_leads_to_its_state_and_back() {
+    try_each(Vendor::Aws, &[SAID, AWS]).await;
+}
+
+#[tokio::test]
 async fn deleted_key_ends_the_service_and_a_restart_gives_nothing_back() {
-    let site = CloudSite::initialized("");
-    let daemon = site.serve().await;
-    site.cloud.act("delete-key");
-    daemon.until("revoked", |status| found(status) == ("revoked".into(), "key-gone".into())).await;
-    assert!(daemon.stop().success());
-    // Whether the cloud answers or not.
-    for fault in ["", "black-hole"] {
-        if !fault.is_empty() {
-            site.cloud.fault(fault);
-        }
-        let daemon = site.site.spawn(&[]);
-        daemon.until("revoked at once", |status| status.availability == "revoked").await;
-        assert_eq!(kms_code(&site.site).await, Code::FailedPrecondition);
+    for vendor in Vendor::ALL {
+        let site = CloudSite::initialized_at(vendor, "");
+        let daemon = site.serve().await;
+        // On IBM's, without a trace of it.
+        site.cloud.order(&json!({ "action": "delete-key", "purge": true }));
+        daemon.until("revoked", |status| found(status) == ("revoked".into(), "key-gone".into())).await;
         assert!(daemon.stop().success());
+        // Whether the cloud answers or not.
+        for fault in ["", "black-hole"] {
+            if !fault.is_empty() {
+                site.cloud.fault(fault);
+            }
+            let daemon = site.site.spawn(&[]);
+            daemon.until("revoked at once", |status| status.availability == "revoked").await;
+            assert_eq!(kms_code(&site.site).await, Code::FailedPrecondition);
+            assert!(daemon.stop().success());
+        }
+        println!("{:<8} {:<38} revoked    key-gone          FailedPrecondition   never", vendor.name(), "key deleted");
+    }
+}
+
+/// Of each kind of fault that is served through: told to survive a new start is what does.
+#[tokio::test]
+async fn what_status_says_of_a_reboot_is_what_a_restart_does() {
+    let site = CloudSite::initialized("");
+    let mut daemon = site.serve().await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    for row in WAY.iter().chain(SAID).chain(ALIBABA) {
+        let served_through = row.expected.availability == "degraded";
+        let of_its_kind = [WAY, SAID, ALIBABA].iter().copied().flatten();
+        let first = of_its_kind.filter(|each| each.expected == row.expected).map(|each| each.fault).next();
+        if !served_through || first != Some(row.fault) {
+            continue;
+        }
+        (row.inflict)(&site.cloud);
+        let wanted = (row.expected.availability.to_owned(), row.expected.class.to_owned());
+        let status = daemon.until(row.fault, |status| found(status) == wanted).await;
+        let (apiserver, reboot) = (status.apiserver_restart.unwrap(), status.reboot.unwrap());
+        assert!(apiserver.survives, "{apiserver:?}");
+        assert!(daemon.stop().success());
+        daemon = site.site.spawn(&[]);
+        let settled = |status: &GetStatusResponse| match status.availability.as_str() {
+            "degraded" => true,
+            "sealed" => status.reason != "starting",
+            _ => false,
+        };
+        let status = daemon.until(row.fault, settled).await;
+        assert_eq!(status.availability == "degraded", reboot.survives, "{}: {reboot:?} {status:?}", row.fault);
+        let opened = decrypt(&mut daemon.kms().await, &sealed).await;
+        assert_eq!(opened.is_ok(), reboot.survives, "{}: {opened:?}", row.fault);
+        println!("{:<32} {:<17} restart: {}", row.fault, row.expected.class, status.availability);
+        (row.mend)(&site.cloud);
+        daemon.until("online again", |status| status.availability == "online").await;
     }
 }
 
@@ -211,26 +313,54 @@ async fn revocation_outlasts_restarts_without_the_cloud_and_ends_by_it_only() {
     assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
 }
 
-/// Another region's KMS does not know the key. That is a mistake in the file, and must shred nothing.
-#[tokio::test]
-async fn wrong_region_in_the_configuration_is_no_revocation() {
-    let site = CloudSite::initialized("");
+/// Serves on by the offline copy while `[upstream]` is as in `extra`, and is online when it is right again.
+async fn mistaken(site: &CloudSite, elsewhere: &Cloud, fault: &str, extra: &str, class: &str) {
     let daemon = site.serve().await;
     let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
     assert!(daemon.stop().success());
-
-    let elsewhere = Cloud::start(&site.site.path().join("elsewhere"));
     let right = std::fs::read_to_string(site.site.config()).unwrap();
-    let key = format!("key = {:?}\nregion = \"cn-elsewhere\"", site.cloud.key());
-    site.site.configure(&site.custody(), &elsewhere.table(&key));
+    site.site.configure(&site.custody(), &elsewhere.table(extra));
     let daemon = site.site.spawn(&[]);
-    daemon.until("key-gone, and serving", |status| found(status) == ("degraded".into(), "key-gone".into())).await;
+    let status = daemon.until(fault, |status| found(status) == ("degraded".into(), class.into())).await;
     assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+    if matches!(class, "denied" | "key-gone" | "key-disabled") {
+        assert!(status.reason.contains("a mistake in [upstream]"), "{}", status.reason);
+    }
     assert!(daemon.stop().success());
 
     std::fs::write(site.site.config(), right).unwrap();
     let daemon = site.serve().await;
     assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+    assert!(daemon.stop().success());
+    let vendor = site.cloud.vendor.name();
+    println!("{vendor:<8} {fault:<38} degraded   {class:<17} Ok                   online");
+}
+
+/// Another region's KMS does not know the key. That is a mistake in the file, and must shred nothing.
+#[tokio::test]
+async fn mistake_in_the_configuration_is_no_revocation() {
+    for vendor in Vendor::ALL {
+        let site = CloudSite::initialized_at(vendor, "");
+        let elsewhere = Cloud::of(vendor, &site.site.path().join("elsewhere"));
+        let key = format!("key = {:?}", site.cloud.key());
+        match vendor {
+            Vendor::Alibaba => {
+                let extra = format!("{key}\nregion = \"cn-elsewhere\"");
+                mistaken(&site, &elsewhere, "wrong region", &extra, "key-gone").await;
+            }
+            Vendor::Ibm => {
+                mistaken(&site, &elsewhere, "wrong region", &key, "key-gone").await;
+                let instance = format!("instance = {:?}", site.cloud.fact("/instances/foreign"));
+                mistaken(&site, &site.cloud, "wrong instance", &instance, "denied").await;
+            }
+            Vendor::Aws => {
+                mistaken(&site, &elsewhere, "wrong region", &key, "key-gone").await;
+                // Before anybody looks for the key, the signature is of the wrong place.
+                let region = "region = \"us-east-1\"";
+                mistaken(&site, &site.cloud, "region is not the endpoint's", region, "credential-fault").await;
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The stub of Alibaba Cloud KMS (tests/rigs/README.md), started for one test and told what to do.
+//! The stub of a cloud (tests/rigs/README.md), started for one test and told what to do. Alibaba's if nothing is said.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -9,9 +9,31 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, Finished, Site};
+use crate::token::Make;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vendor {
+    Alibaba,
+    Ibm,
+    Aws,
+}
+
+impl Vendor {
+    pub const ALL: [Self; 3] = [Self::Alibaba, Self::Ibm, Self::Aws];
+
+    /// In the configuration, and the folder of its rig.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alibaba => "alibaba",
+            Self::Ibm => "ibm",
+            Self::Aws => "aws",
+        }
+    }
+}
 
 /// Ends with the test: it reads our end of its standard input.
 pub struct Cloud {
+    pub vendor: Vendor,
     child: Child,
     /// What it said at its start.
     facts: Value,
@@ -19,9 +41,13 @@ pub struct Cloud {
 
 impl Cloud {
     pub fn start(folder: &Path) -> Self {
+        Self::of(Vendor::Alibaba, folder)
+    }
+
+    pub fn of(vendor: Vendor, folder: &Path) -> Self {
         let rig = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/rigs/cloud");
         let mut child = Command::new(rig)
-            .args(["alibaba", "--state"])
+            .args([vendor.name(), "--state"])
             .arg(folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -30,10 +56,10 @@ impl Cloud {
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
         let facts = serde_json::from_str(&line).unwrap_or_else(|_| panic!("the rig said {line:?}"));
-        Self { child, facts }
+        Self { vendor, child, facts }
     }
 
-    fn fact(&self, path: &str) -> &str {
+    pub fn fact(&self, path: &str) -> &str {
         self.facts.pointer(path).and_then(Value::as_str).unwrap_or_else(|| panic!("no {path} in {}", self.facts))
     }
 
@@ -56,12 +82,16 @@ impl Cloud {
 
     /// The `[upstream]` table that leads here. `extra` may overrule what is quick here and slow in life.
     pub fn table(&self, extra: &str) -> String {
+        let (tokens, instance) = match self.vendor {
+            Vendor::Ibm => ("/endpoints/iam", Some(("instance", self.fact("/instances/main")))),
+            Vendor::Alibaba | Vendor::Aws => ("/endpoints/sts", None),
+        };
         let keys = [
-            ("kind", "alibaba"),
+            ("kind", self.vendor.name()),
             ("key", self.key()),
             ("region", self.fact("/region")),
             ("endpoint", self.endpoint()),
-            ("token_endpoint", self.fact("/endpoints/sts")),
+            ("token_endpoint", self.fact(tokens)),
             ("ca_file", self.fact("/ca_file")),
             ("credentials_file", self.fact("/credentials/main")),
             ("connect_timeout", "500ms"),
@@ -71,7 +101,7 @@ impl Cloud {
             ("lease", "72h"),
         ];
         let mut table = "[upstream]\n".to_owned();
-        for (key, value) in keys {
+        for (key, value) in keys.into_iter().chain(instance) {
             if !extra.lines().any(|line| line.starts_with(&format!("{key} "))) {
                 table.push_str(&format!("{key} = {value:?}\n"));
             }
@@ -91,6 +121,19 @@ impl Cloud {
 
     pub fn fault(&self, fault: &str) {
         self.order(&json!({ "action": "fault", "fault": fault }));
+    }
+
+    /// Another of the rig's credentials in the place of the one that is used, as tools do it: a new file under its name.
+    pub fn use_credential(&self, name: &str) {
+        let file = self.credentials();
+        let kept = file.with_extension("kept");
+        if !kept.exists() {
+            std::fs::copy(&file, &kept).unwrap();
+        }
+        let from = if name == "main" { kept } else { self.fact(&format!("/credentials/{name}")).into() };
+        let new = file.with_extension("new");
+        std::fs::copy(from, &new).unwrap();
+        std::fs::rename(new, file).unwrap();
     }
 
     /// Requests that reached it, of all its services.
@@ -133,22 +176,44 @@ pub struct CloudSite {
 
 impl CloudSite {
     pub fn bare(extra: &str) -> Self {
+        Self::beside(Cloud::start, extra)
+    }
+
+    pub fn bare_at(vendor: Vendor, extra: &str) -> Self {
+        Self::beside(|folder| Cloud::of(vendor, folder), extra)
+    }
+
+    /// On another token than SoftHSM.
+    pub fn initialized_on(make: Make) -> Self {
+        let site = Site::bare_on(make, "");
+        let this = Self { cloud: Cloud::start(&site.path().join("cloud")), site };
+        this.configure("");
+        this.site.keystead(["init", "--no-recovery"]).expect_success();
+        this
+    }
+
+    fn beside(start: impl FnOnce(&Path) -> Cloud, extra: &str) -> Self {
         let site = Site::bare("");
-        let cloud = Cloud::start(&site.path().join("cloud"));
+        let cloud = start(&site.path().join("cloud"));
         let this = Self { cloud, site };
         this.configure(extra);
         this
     }
 
     pub fn initialized(extra: &str) -> Self {
-        let this = Self::bare(extra);
+        Self::initialized_at(Vendor::Alibaba, extra)
+    }
+
+    pub fn initialized_at(vendor: Vendor, extra: &str) -> Self {
+        let this = Self::bare_at(vendor, extra);
         this.site.keystead(["init", "--no-recovery"]).expect_success();
         this
     }
 
     /// Looked after every second: what is due is stored that soon.
     pub fn custody(&self) -> String {
-        self.site.token.custody("keystead") + "probe_interval = \"1s\"\n"
+        let (table, module) = (self.site.token.custody("keystead"), self.site.token.module());
+        format!("{table}module = {module:?}\nprobe_interval = \"1s\"\n")
     }
 
     /// `extra` are keys of `[upstream]`.

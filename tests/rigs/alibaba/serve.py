@@ -18,7 +18,7 @@ sys.dont_write_bytecode = True
 import oracle  # noqa: E402
 from cloud.certificates import Authorities  # noqa: E402
 from cloud.control import Journal, main, secret_file  # noqa: E402
-from cloud.front import Answer, Front  # noqa: E402
+from cloud.front import Answer, Front, truncated  # noqa: E402
 from kms import Keys, Refused, date  # noqa: E402
 
 REGION = "cn-hangzhou"
@@ -117,6 +117,8 @@ class Rig:
             self.authenticate(request)
             if front == "instance" and action in MANAGEMENT:
                 raise Refused(400, "UnsupportedOperation", "This action is not supported.")
+            if action == "Decrypt" and self.fronts[front].has("truncate"):
+                given = {**given, "CiphertextBlob": truncated(given["CiphertextBlob"])}
             return self.kms_keys.perform(action, given, self.fronts[front].take("other-key"))
 
         return self.rpc(request, front, "2016-01-20", perform)

@@ -13,7 +13,7 @@ sys.dont_write_bytecode = True
 
 from cloud.certificates import Authorities  # noqa: E402
 from cloud.control import Journal, Refused, main, secret_file  # noqa: E402
-from cloud.front import Answer, Front  # noqa: E402
+from cloud.front import Answer, Front, truncated  # noqa: E402
 from kms import JSON, Kms, Moto  # noqa: E402
 from oracle import Failure, verify  # noqa: E402
 from sts import Metadata, Sts  # noqa: E402
@@ -123,6 +123,8 @@ class Rig:
             access_key = verify(request, self.known, REGION, "kms", self.fronts["kms"].now())
             if headers["content-type"] != JSON or not target.startswith("TrentService."):
                 raise Failure("UnknownOperationException", status=404)
+            if operation == "Decrypt" and self.fronts["kms"].has("truncate"):
+                self.kms.open(truncated(body["CiphertextBlob"]), body)
             answer = self.kms.serve(operation, request, body, self.principal(access_key))
             if operation == "Decrypt" and self.fronts["kms"].take("other-key"):
                 answer |= {"KeyId": self.kms.second.arn, "Plaintext": base64.b64encode(secrets.token_bytes(32)).decode()}

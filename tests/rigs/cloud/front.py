@@ -2,6 +2,7 @@
 service has. What is asked and answered is the service's; a Front knows nothing of keys.
 """
 
+import base64
 import email.utils
 import http.server
 import json
@@ -12,12 +13,17 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from .hostile import HOSTILE
+
 MAX_BODY = 64 * 1024
+#: As the services name them.
+CIPHERTEXT = ("CiphertextBlob", "ciphertext")
+KEY = ("Plaintext", "plaintext")
 PORTAL = b"<!DOCTYPE html><html><head><title>Welcome to Airport Wi-Fi</title></head><body>Please log in.</body></html>"
 GATEWAY = b"<html><body>upstream connect error or disconnect/reset before headers</body></html>"
 FAULTS = (
     "refuse", "black-hole", "slow-loris", "latency", "http-500", "http-503", "throttle", "captive-tls", "captive-html",
-    "redirect", "cut", "foreign-json", "too-long", "other-key",
+    "redirect", "cut", "foreign-json", "too-long", "other-key", "truncate", "short-key", "slow-head", *HOSTILE,
 )
 
 
@@ -178,7 +184,28 @@ class Front:
             return Answer(503, GATEWAY, "text/html")
         if self.take("throttle"):
             return self.throttled()
-        return self.service(request)
+        answer = self.service(request)
+        if self.has("truncate"):
+            shorten(answer, CIPHERTEXT, 8)
+        if self.has("short-key"):
+            shorten(answer, KEY, 16)
+        return answer
+
+
+def truncated(text, by=8):
+    """Base64 of bytes that have lost their last ones."""
+    return base64.b64encode(base64.b64decode(text)[:-by]).decode()
+
+
+def shorten(answer, names, by):
+    try:
+        document = json.loads(answer.body)
+    except ValueError:
+        return
+    for name in names:
+        if isinstance(document, dict) and document.get(name):
+            document[name] = truncated(document[name], by)
+            answer.body = json.dumps(document).encode()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -197,6 +224,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.front.swallow(self.raw)
         answer = self.front.answer(Request(self.command, self.path, headers, body))
+        for name, pieces in HOSTILE.items():
+            if self.front.take(name):
+                self.close_connection = True
+                for piece in pieces(answer.body):
+                    self.wfile.write(piece)
+                return
+        if self.front.take("slow-head"):
+            for byte in b"HTTP/1.1 200 OK\r\n" + b"X-Slow: 1\r\n" * 1000:
+                self.wfile.write(bytes([byte]))
+                time.sleep(1)
         self.send_response_only(answer.status)
         self.send_header("Date", email.utils.formatdate(self.front.now(), usegmt=True))
         self.send_header("Content-Type", answer.content_type)

@@ -12,7 +12,7 @@ sys.dont_write_bytecode = True
 
 from cloud.certificates import Authorities  # noqa: E402
 from cloud.control import Journal, Refused, main, secret_file  # noqa: E402
-from cloud.front import Answer, Front  # noqa: E402
+from cloud.front import Answer, Front, truncated  # noqa: E402
 from iam import Iam  # noqa: E402
 from keys import ACTIVE, DESTROYED, SUSPENDED, Failure, RootKey  # noqa: E402
 
@@ -126,6 +126,8 @@ class Rig:
         if operation == "unwrap" and self.fronts["kms"].take("other-key"):
             # An answer names no key: that another one was used shows in what it cannot open.
             key = self.second
+        if operation == "unwrap" and self.fronts["kms"].has("truncate"):
+            body = {**body, "ciphertext": truncated(body["ciphertext"])}
         answer = getattr(key, operation)(body)
         return Answer.of(200, answer)
 
