@@ -7,8 +7,6 @@ use std::path::PathBuf;
 
 use super::settings::{AuditSettings, Forward};
 
-const JOURNALD: &str = "/run/systemd/journal/socket";
-const SYSLOG: &str = "/dev/log";
 const IDENTIFIER: &str = "keystead-audit";
 /// RFC 3164: facility 13 (log audit), severity 5 (notice).
 const SYSLOG_PRIORITY: u8 = 13 * 8 + 5;
@@ -33,11 +31,7 @@ pub(super) struct Forwarder {
 
 impl Forwarder {
     pub(super) fn new(to: Forward, outlet: UnixDatagram) -> Self {
-        let receiver = match to {
-            Forward::Journald => JOURNALD,
-            Forward::Syslog => SYSLOG,
-        };
-        Self { to, receiver: receiver.into(), outlet, message: Vec::new(), said: false }
+        Self { to, receiver: to.receiver().into(), outlet, message: Vec::new(), said: false }
     }
 
     /// `lines` are whole lines.

@@ -44,3 +44,13 @@ pub enum Forward {
     /// `/dev/log`, RFC 3164.
     Syslog,
 }
+
+impl Forward {
+    /// The datagram socket that takes the lines.
+    pub fn receiver(self) -> &'static str {
+        match self {
+            Self::Journald => "/run/systemd/journal/socket",
+            Self::Syslog => "/dev/log",
+        }
+    }
+}

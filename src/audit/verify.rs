@@ -43,7 +43,50 @@ pub enum VerifyError {
 /// # Errors
 /// The first line that does not follow: file, number of the line in it, and why.
 pub fn verify(folder: &Path, keyring: &KeyringId) -> Result<Verified, VerifyError> {
+    match read(&files_of(folder)?, keyring, |_| ())? {
+        Verified { lines: 0, .. } => Err(VerifyError::Missing(folder.to_owned())),
+        verified => Ok(verified),
+    }
+}
+
+/// The newest files of a trail: enough of it for a look beside a running daemon, which may be adding to it.
+#[derive(Debug)]
+pub struct Newest {
+    pub verified: Verified,
+    /// Whether it goes through the position that was asked for; `None` where that lies in files that were not read.
+    pub passes: Option<bool>,
+}
+
+/// As [`verify`], of no more than about `most` bytes at the end, and whether they go through `expected`.
+///
+/// # Errors
+/// The first line that does not follow. A file that is closed meanwhile looks like that, too: try again once.
+pub fn verify_newest(
+    folder: &Path,
+    keyring: &KeyringId,
+    most: u64,
+    expected: Option<Position>,
+) -> Result<Newest, VerifyError> {
     let files = files_of(folder)?;
+    let mut bytes = 0;
+    let fits = |path: &&PathBuf| {
+        bytes += path.symlink_metadata().map_or(0, |metadata| metadata.len());
+        bytes <= most
+    };
+    // The last one may have been begun just now, and be empty.
+    let newest = files.iter().rev().take_while(fits).count().max(2).min(files.len());
+    let mut found = false;
+    let verified = read(&files[files.len() - newest..], keyring, |here| found |= Some(here) == expected)?;
+    let passes = match expected {
+        _ if verified.lines == 0 => return Err(VerifyError::Missing(folder.to_owned())),
+        None | Some(Position { sequence: 0, .. }) => Some(true),
+        Some(expected) if expected.sequence < verified.first => None,
+        Some(_) => Some(found),
+    };
+    Ok(Newest { verified, passes })
+}
+
+fn read(files: &[PathBuf], keyring: &KeyringId, mut each: impl FnMut(Position)) -> Result<Verified, VerifyError> {
     let mut verified = Verified {
         files: files.len(),
         lines: 0,
@@ -52,18 +95,16 @@ pub fn verify(folder: &Path, keyring: &KeyringId) -> Result<Verified, VerifyErro
         checkpoint: None,
         unfinished: 0,
     };
-    verified.unfinished = walk(&files, keyring, |position, checkpoint| {
+    verified.unfinished = walk(files, keyring, |position, checkpoint| {
         if verified.first == 0 {
             verified.first = position.sequence;
         }
         verified.lines += 1;
         verified.end = position;
         verified.checkpoint = checkpoint.or(verified.checkpoint.take());
+        each(position);
     })?;
-    match verified.lines {
-        0 => Err(VerifyError::Missing(folder.to_owned())),
-        _ => Ok(verified),
-    }
+    Ok(verified)
 }
 
 /// Whether the trail in `folder` went through `position`, and all its lines from there on follow. Reads no file that ended

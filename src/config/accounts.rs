@@ -15,6 +15,19 @@ pub fn gid(site: &Site, name: &str) -> Option<u32> {
     lookup(&site.read("/etc/group")?, name)
 }
 
+pub fn has_uid(site: &Site, uid: u32) -> bool {
+    has(site.read("/etc/passwd"), uid)
+}
+
+pub fn has_gid(site: &Site, gid: u32) -> bool {
+    has(site.read("/etc/group"), gid)
+}
+
+fn has(database: Option<String>, number: u32) -> bool {
+    let number = number.to_string();
+    database.is_some_and(|database| database.lines().any(|line| line.split(':').nth(2) == Some(number.as_str())))
+}
+
 /// With primary and supplementary groups. A number needs no account: its group is then of the same number.
 pub fn user(site: &Site, account: &Account) -> Option<User> {
     let passwd = site.read("/etc/passwd").unwrap_or_default();

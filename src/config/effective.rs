@@ -48,6 +48,11 @@ impl Effective {
         });
         Ok(rows.collect())
     }
+
+    /// One setting; `None` if there is no such key.
+    pub fn value(settings: &Settings, key: &str) -> Option<Value> {
+        values(settings).into_iter().find_map(|(name, value)| (name == key).then_some(value))
+    }
 }
 
 pub(super) fn values(settings: &Settings) -> Vec<(&'static str, Value)> {

@@ -98,7 +98,7 @@ impl AdminService {
         status.warnings.extend(status.audit.as_ref().filter(|audit| audit.failing).map(|audit| {
             let meanwhile =
                 if audit.stops { "what cannot be recorded is refused" } else { "what is done is not recorded" };
-            format!("the audit trail cannot be written: {meanwhile}. Free some space; the log says why")
+            format!("{}: {meanwhile}. Free some space; the log says why", notices::UNWRITTEN)
         }));
         if self.facts.unrecorded {
             status.warnings.push(notices::UNRECORDED.into());

@@ -186,7 +186,7 @@ impl Role {
 
 impl RolePolicy {
     /// What this peer may do.
-    pub(super) fn rights(&self, peer: &Peer) -> Rights {
+    pub fn rights(&self, peer: &Peer) -> Rights {
         let granted = match &self.grants {
             None => Rights::all(),
             Some(grants) => grants

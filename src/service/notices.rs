@@ -16,6 +16,8 @@ pub const PIN_READABLE: &str =
 pub const ROTATION_CUT_OFF: &str = "a rotation was cut off; it is settled at the next start or rotation";
 pub const UNRECORDED: &str = "the audit trail could not be opened when the daemon started: nothing is recorded. The log says why; mend its \
      folder, then restart the daemon";
+/// What such a warning begins with.
+pub const UNWRITTEN: &str = "the audit trail cannot be written";
 pub const UNSETTLED: &str = "a change of the key is not settled yet (the log says why): do not put older files back into the store, and \
      do not restart if it can wait";
 

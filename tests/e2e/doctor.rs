@@ -15,7 +15,7 @@ use crate::daemon::{Finished, Site};
 type Found = Vec<(String, String)>;
 
 /// The groups whose findings do not depend on the machine that the tests run on.
-const OURS: [&str; 6] = ["daemon", "sockets", "files", "custody", "store", "protection"];
+const OURS: [&str; 8] = ["daemon", "sockets", "files", "custody", "store", "key", "audit", "protection"];
 /// Of every site here: SoftHSM, made without a recovery key.
 const ALWAYS: [(&str, &str); 2] = [("custody.software-token", "warning"), ("store.one-root", "warning")];
 
@@ -77,9 +77,20 @@ async fn sound_daemon_has_the_warnings_of_its_choices_and_nothing_else() {
 
     let text = site.keystead(["doctor"]);
     let text = String::from_utf8(text.stdout).unwrap();
-    for heading in
-        ["Daemon", "Sockets", "Files", "Custody", "Store and roots", "Protection", "Clock", "Boot", "kube-apiserver"]
-    {
+    for heading in [
+        "Daemon",
+        "Sockets",
+        "Files",
+        "Custody",
+        "Store and roots",
+        "Key",
+        "Roles",
+        "Audit trail",
+        "Protection",
+        "Clock",
+        "Boot",
+        "kube-apiserver",
+    ] {
         assert!(text.lines().any(|line| line == heading), "no {heading} in {text}");
     }
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
@@ -239,6 +250,79 @@ async fn record_that_is_not_the_daemon_s_is_found_before_a_restart() {
     expect(&site, 6, &[]);
 }
 
+/// The daemon keeps the file that it writes open: what lies in its place it does not see before its next start.
+#[tokio::test]
+async fn a_trail_that_was_touched_is_found_beside_the_running_daemon_and_without_it() {
+    let site = Site::initialized("");
+    let daemon = site.serve().await;
+    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    expect(&site, 6, &[]);
+    let path = site.path().join("store/audit/audit.log");
+    let good = fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = good.lines().collect();
+    let edited = good.replacen("\"rotate\"", "\"rot4te\"", 1);
+    let short: String = lines[..lines.len() - 2].iter().map(|line| format!("{line}\n")).collect();
+    let changes = [(Some(edited), "audit.broken"), (Some(short), "audit.short"), (None, "audit.missing")];
+    let found = |id| owned(&[(id, "critical")]);
+    for (change, id) in &changes {
+        match change {
+            Some(text) => fs::write(&path, text).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        assert_eq!(doctor(&site, &["audit"]), (7, found(id)));
+    }
+    fs::write(&path, &good).unwrap();
+    assert_eq!(doctor(&site, &["audit"]), (0, Vec::new()));
+    assert!(daemon.stop().success());
+    assert_eq!(doctor(&site, &["audit"]), (0, Vec::new()));
+    // Everything up to the record's own line, which then is another one: nothing but the record tells.
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(doctor(&site, &["audit"]), (7, found("audit.missing")));
+    fs::write(&path, whole.lines().take(1).map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    assert_eq!(doctor(&site, &["audit"]), (7, found("audit.short")));
+    fs::write(&path, whole).unwrap();
+    assert_eq!(doctor(&site, &["audit"]), (0, Vec::new()));
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_away_and_a_trail_that_is_off_are_told() {
+    if !Path::new("/dev/log").exists() {
+        let site = Site::initialized("[audit]\nforward = \"syslog\"\n");
+        assert_eq!(doctor(&site, &["audit"]), (6, owned(&[("audit.forward", "warning"), ("audit.trail", "info")])));
+    }
+    let site = Site::initialized("[audit]\nlevel = \"off\"\n");
+    assert_eq!(doctor(&site, &["audit"]), (0, owned(&[("audit.off", "info")])));
+}
+
+#[tokio::test]
+async fn roles_that_leave_nobody_to_change_the_key_are_a_warning() {
+    let site = Site::initialized("");
+    let config = fs::read_to_string(site.config()).unwrap();
+    let before = config.split("\n[roles]").next().unwrap().to_owned();
+    let judged = |table: &str| {
+        fs::write(site.config(), format!("{before}\n{table}")).unwrap();
+        doctor(&site, &["roles"])
+    };
+    let all = |uid| {
+        format!(
+            "[roles]\nviewer = {{ uids = [{uid}] }}\noperator = {{ uids = [{uid}] }}\ncrypto-admin = {{ uids = [{uid}] }}\nauditor = {{ uids = [{uid}] }}\n"
+        )
+    };
+    assert_eq!(judged(&all("65534")), (0, Vec::new()));
+    assert_eq!(judged(&all("0")), (0, owned(&[("roles.root", "info")])));
+    assert_eq!(judged(&all("54321")), (0, owned(&[("roles.unknown", "info")])));
+    assert_eq!(judged(""), (0, owned(&[("roles.open", "info")])));
+    let nobody = judged("[roles]\nviewer = { uids = [65534] }\n");
+    assert_eq!(nobody, (6, owned(&[("roles.nobody", "warning"), ("roles.vacant", "info")])));
+    let denied = judged(&format!("{}[[roles.deny]]\nactions = [\"rescue\"]\nuids = [65534]\n", all("65534")));
+    assert_eq!(denied, (6, owned(&[("roles.denied", "warning")])));
+    // A name that no account has is no configuration: neither the daemon nor any command reads it.
+    fs::write(site.config(), format!("{before}\n{}", all("\"nobody-of-that-name\""))).unwrap();
+    let error = site.keystead(["doctor"]).expect_failure(2);
+    assert!(error.contains("nobody-of-that-name") && error.contains("roles.viewer"), "{error}");
+}
+
 #[tokio::test]
 async fn sandbox_switched_off_is_a_warning_for_each_part() {
     let site = Site::initialized("[sandbox]\nlandlock = false\nseccomp = false\n");
@@ -383,6 +467,7 @@ async fn ordinary_user_is_told_what_needs_root() {
         .collect();
     ids.sort_unstable();
     let expected = [
+        "audit.forbidden",
         "custody.pin-note",
         "custody.state",
         "daemon.forbidden",

@@ -7,9 +7,10 @@
 
 use subtle::ConstantTimeEq;
 
+use crate::audit::Position;
 use crate::hex;
-use crate::id::{KeyringId, NodeId};
-use crate::keyring::{Keyring, TransitionError};
+use crate::id::{GenerationNumber, KeyringId, NodeId};
+use crate::keyring::{GenerationState, Keyring, TransitionError};
 
 pub const FORMAT: u32 = 1;
 /// A record of 1,000 generations takes about 700 KB.
@@ -41,6 +42,21 @@ pub struct Claims {
     pub node: NodeId,
     pub revision: u64,
     pub epoch: u64,
+    /// How far the audit trail had come.
+    #[serde(default)]
+    pub audit: Option<Position>,
+    #[serde(default)]
+    pub generations: Vec<ClaimedGeneration>,
+}
+
+/// What a record says of one generation.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+pub struct ClaimedGeneration {
+    pub number: GenerationNumber,
+    pub state: GenerationState,
+    /// Unix seconds.
+    pub created: u64,
+    pub activated: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -214,17 +214,18 @@ fn told_by_daemon(status: &GetStatusResponse) -> Vec<Finding> {
         roots => findings.push(Finding::ok("store.roots", format!("{} durable roots: {}", roots.len(), roots.join(", ")))),
     }
     let deletions: Vec<(String, &Deletion)> = status.deletions.iter().map(|each| (told(each), each)).collect();
-    for warning in &status.warnings {
+    for warning in status.warnings.iter().filter(|warning| !warning.starts_with(notices::UNWRITTEN)) {
         if let Some((what, deletion)) = deletions.iter().find(|(what, _)| what == warning) {
             findings.push(pending(what, deletion));
             continue;
         }
         let finding = match warning.as_str() {
-            // Said above, and by the groups custody and protection.
+            // Said above, and by the groups custody, audit and protection.
             notices::ONE_ROOT
             | notices::ONE_CLOUD_ROOT
             | notices::SOFTHSM
             | notices::KEYS_NOT_LOCKED
+            | notices::UNRECORDED
             | notices::PIN_READABLE => continue,
             notices::ROTATION_CUT_OFF => Finding::warning(
                 "store.rotation",
@@ -278,7 +279,12 @@ mod tests {
     }
 
     fn claims(revision: u64, epoch: u64) -> Record {
-        Record::Claims(Claims { keyring: "test".parse().unwrap(), node: "n1".parse().unwrap(), revision, epoch })
+        claims_of("test", "n1", revision, epoch)
+    }
+
+    fn claims_of(keyring: &str, node: &str, revision: u64, epoch: u64) -> Record {
+        let (keyring, node) = (keyring.parse().unwrap(), node.parse().unwrap());
+        Record::Claims(Claims { keyring, node, revision, epoch, audit: None, generations: Vec::new() })
     }
 
     fn entry(mode: u32, uid: u32) -> Look<Entry> {
@@ -317,24 +323,8 @@ mod tests {
             (Record::Missing, "store.removed"),
             (Record::Broken("damaged".into()), "store.damaged"),
             (Record::Newer("format 9".into()), "store.newer-format"),
-            (
-                Record::Claims(Claims {
-                    keyring: "other".parse().unwrap(),
-                    node: "n1".parse().unwrap(),
-                    revision: 4,
-                    epoch: 2,
-                }),
-                "store.foreign",
-            ),
-            (
-                Record::Claims(Claims {
-                    keyring: "test".parse().unwrap(),
-                    node: "n2".parse().unwrap(),
-                    revision: 4,
-                    epoch: 2,
-                }),
-                "store.foreign",
-            ),
+            (claims_of("other", "n1", 4, 2), "store.foreign"),
+            (claims_of("test", "n2", 4, 2), "store.foreign"),
         ];
         for (record, id) in cases {
             assert_eq!(found(Some(&status()), |facts| facts.record = record), [(id, Critical), ROOTS], "{id}");
