@@ -15,6 +15,7 @@ pub mod peer;
 mod peer_groups;
 pub mod reload;
 pub mod roles;
+mod rotation;
 mod scan;
 pub mod serve;
 pub mod socket;

@@ -99,6 +99,10 @@ impl Records {
         Self { trail, ..self }
     }
 
+    pub fn trail(&self) -> Option<&Trail> {
+        self.trail.as_ref()
+    }
+
     /// The marker beside the record.
     pub fn marker(&self) -> Marker {
         self.store.marker()

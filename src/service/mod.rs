@@ -22,6 +22,7 @@ pub mod rescue;
 mod revocation;
 pub mod rotation;
 pub mod scan;
+pub mod schedule;
 pub mod spending;
 #[cfg(feature = "cloud")]
 pub mod upstream_check;

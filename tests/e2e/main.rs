@@ -36,6 +36,7 @@ mod reload;
 mod roles;
 mod rotation;
 mod scan;
+mod schedule;
 mod shim;
 mod sockets;
 mod stale;
@@ -47,3 +48,4 @@ mod tpm;
 #[allow(dead_code, reason = "the contract suite uses the rest")]
 mod tpm_proxy;
 mod users;
+mod watch;
