@@ -74,7 +74,7 @@ enum Command {
     /// Run the daemon in the foreground
     Serve,
     /// Show what the daemon serves, and what an operator should know
-    Status,
+    Status(status::Arguments),
     /// Have the daemon read its configuration again; all that changed is applied, or nothing
     ///
     /// Refused, with the key named, where a restart is needed. `kill -HUP` of the daemon does the same and answers in its log.
@@ -163,7 +163,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
     match cli.command {
         Command::Init(arguments) => init::run(&arguments, config),
         Command::Serve => serve::run(config),
-        Command::Status => status::run(config),
+        Command::Status(arguments) => status::run(&arguments, config, cli.global.output),
         Command::Reload => reload::run(config),
         Command::Doctor(arguments) => doctor::run(&arguments, config),
         Command::Key(command) => key::run(&command, config, cli.global.output),
@@ -220,6 +220,7 @@ mod tests {
             "keystead init --no-recovery --abandon-lost-store",
             "keystead serve --config a.toml",
             "keystead status --output json",
+            "keystead status --watch --interval 500ms",
             "keystead reload --output json",
             "keystead doctor --only sockets --only store --encryption-config e.yaml",
             "keystead --output json key list",

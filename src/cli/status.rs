@@ -1,6 +1,8 @@
 //! `keystead status`: what the running daemon serves, from where, and what an operator should know.
 
+mod rotation;
 mod upstream;
+mod watch;
 
 use std::path::Path;
 
@@ -15,21 +17,28 @@ use super::exit::{Exit, Failure};
 use super::key::deletion;
 use super::key::generation::scan;
 use super::paint::Colour;
-use super::report::Report;
+use super::report::{Format, Report};
 use super::{drift, settings, table, time};
 
-pub fn run(config: Option<&Path>) -> Result<Report, Failure> {
+pub use watch::Arguments;
+
+pub fn run(arguments: &Arguments, config: Option<&Path>, format: Format) -> Result<Report, Failure> {
     let (_, settings) = settings(config)?;
+    if arguments.watches() {
+        return watch::watch(arguments, &settings.admin.socket.path, format);
+    }
     ask(&settings.admin.socket.path).map(|status| report(&status))
 }
 
 /// What the daemon on this socket says of itself.
 pub(super) fn ask(socket: &Path) -> Result<GetStatusResponse, Failure> {
-    runtime()?.block_on(async {
-        let connection = Connection::open(socket).await?;
-        let mut admin = AdminClient::new(connection.channel.clone());
-        connection.answer(admin.get_status(GetStatusRequest {})).await
-    })
+    runtime()?.block_on(fetch(socket))
+}
+
+async fn fetch(socket: &Path) -> Result<GetStatusResponse, Failure> {
+    let connection = Connection::open(socket).await?;
+    let mut admin = AdminClient::new(connection.channel.clone());
+    connection.answer(admin.get_status(GetStatusRequest {})).await
 }
 
 fn report(status: &GetStatusResponse) -> Report {
@@ -86,6 +95,7 @@ fn report(status: &GetStatusResponse) -> Report {
             "uid": sandbox.uid,
         },
         "scan": status.scan.as_ref().map(scan),
+        "rotation": status.rotation.as_ref().map(rotation::json),
         "configuration": status.configuration.as_ref().map(configuration),
         "deletions": status.deletions.iter().map(deletion::as_json).collect::<Vec<_>>(),
         "upstream": status.upstream.as_ref().map(upstream::json),
@@ -118,6 +128,9 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
         plain("Generation", format!("{} ({loaded} of {known} loaded)", status.active_generation));
         plain("Roots", status.durable_roots.join(", "));
         plain("Store", format!("revision {}, epoch {}", status.store_revision, status.epoch));
+        for (name, value) in status.rotation.iter().flat_map(rotation::rows) {
+            plain(name, value);
+        }
         if known > 1 || status.scan.is_some() {
             plain("Scan", scan_line(status.scan.as_ref()));
         }

@@ -66,6 +66,9 @@ pub fn check(settings: &Settings, site: &Site) -> Vec<Finding> {
         folder("custody.state_path", &settings.custody.latch_folder, users.map(|users| &users.custodian), report);
     }
     folder("store.path", &settings.store.path, users.map(|users| &users.server), report);
+    if let Some(trail) = settings.trail_apart() {
+        folder("audit.path", trail, users.map(|users| &users.server), report);
+    }
     socket(&settings.kms.socket, &settings.kms.peers, ["kms.socket", "kms.allow_uids"], report);
     socket(&settings.admin.socket, &settings.admin.peers, ["admin.socket", "admin.allow_uids"], report);
     if let Some(table) = &settings.upstream {
@@ -212,14 +215,14 @@ fn folder(key: &'static str, path: &Path, owner: Option<&User>, report: &mut Vec
     let shown = path.display();
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            note(report, key, format!("{shown} does not exist yet; `keystead init` makes it"));
+            note(report, key, format!("{shown} does not exist yet; it is made when it is needed"));
         }
         Err(error) => problem(report, key, format!("{shown}: {error}")),
         Ok(metadata) if !metadata.is_dir() => problem(report, key, format!("{shown} is not a folder")),
         Ok(metadata) => {
             let mode = show_mode(metadata.mode() & 0o777);
             if writable_by_others(path).unwrap_or(false) {
-                let harm = "others may put old records there";
+                let harm = "others may put old files there";
                 problem(report, key, format!("{shown} has mode {mode}: {harm}; `chmod 0700 {shown}`"));
             } else if metadata.mode() & 0o055 != 0 {
                 note(report, key, format!("{shown} has mode {mode}: others may look into it; `chmod 0700 {shown}`"));

@@ -100,6 +100,12 @@ pub(super) fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("store.path", path(&settings.store.path)),
     ]);
     rows.extend(audit(settings.audit.as_ref()));
+    let rotation = settings.rotation.as_ref();
+    rows.extend([
+        ("rotation.every", rotation.map_or(json!("off"), |schedule| json!(show_duration(schedule.every)))),
+        ("rotation.jitter", json!(rotation.map(|schedule| show_duration(schedule.jitter)))),
+        ("rotation.window", json!(rotation.and_then(|schedule| schedule.window).map(|window| window.to_string()))),
+    ]);
     rows.extend(socket(
         &kms.socket,
         &kms.peers,
@@ -153,6 +159,7 @@ fn audit(audit: Option<&AuditSettings>) -> Vec<(&'static str, Value)> {
         Some(Forward::Syslog) => "syslog",
     };
     vec![
+        ("audit.path", json!(audit.folder.display().to_string())),
         ("audit.level", json!(level)),
         ("audit.failure", json!(failure)),
         ("audit.max_file", json!(show_size(audit.max_bytes))),

@@ -1,6 +1,7 @@
 //! What a running daemon may take over from a changed file, and what it may not: judged whole, so that nothing is applied if
 //! one key cannot be.
 
+use keystead_core::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -14,6 +15,9 @@ use crate::telemetry::log::Level;
 /// Every key that may change while the daemon runs. `roles` stands for its whole table.
 pub const LIVE_KEYS: &[&str] = &[
     "audit.level",
+    "rotation.every",
+    "rotation.jitter",
+    "rotation.window",
     "kms.allow_uids",
     "kms.allow_gids",
     "kms.max_connections",
@@ -30,6 +34,7 @@ pub const LIVE_KEYS: &[&str] = &[
 pub struct Live {
     /// Whether requests are recorded; `None` without a trail.
     pub audit_requests: Option<bool>,
+    pub rotation: Option<Schedule>,
     pub kms_peers: PeerPolicy,
     pub kms_max_connections: usize,
     pub kms_max_plaintext: usize,
@@ -60,6 +65,7 @@ impl Live {
     pub fn of(settings: &Settings) -> Self {
         Self {
             audit_requests: settings.audit.as_ref().map(|audit| audit.level == AuditLevel::Requests),
+            rotation: settings.rotation,
             kms_peers: settings.kms.peers.clone(),
             kms_max_connections: settings.kms.max_connections,
             kms_max_plaintext: settings.kms.max_plaintext,
@@ -74,6 +80,7 @@ impl Live {
         if let (Some(audit), Some(requests)) = (&mut settings.audit, self.audit_requests) {
             audit.level = if requests { AuditLevel::Requests } else { AuditLevel::Admin };
         }
+        settings.rotation = self.rotation;
         settings.kms.peers = self.kms_peers;
         settings.kms.max_connections = self.kms_max_connections;
         settings.kms.max_plaintext = self.kms_max_plaintext;
@@ -152,6 +159,9 @@ mod tests {
     /// One change of each key, so that none is promised that is refused.
     const EACH: &[(&str, &str)] = &[
         ("audit.level", "[audit]\nlevel = \"requests\""),
+        ("rotation.every", "[rotation]\nevery = \"90d\"\njitter = \"0s\""),
+        ("rotation.jitter", "[rotation]\nevery = \"90d\"\njitter = \"1d\""),
+        ("rotation.window", "[rotation]\nevery = \"90d\"\njitter = \"0s\"\nwindow = \"01:00-05:00\""),
         ("kms.allow_uids", "[kms]\nallow_uids = [7]"),
         ("kms.allow_gids", "[kms]\nallow_gids = [7]"),
         ("kms.max_connections", "[kms]\nmax_connections = 9"),
@@ -166,8 +176,11 @@ mod tests {
     fn each_live_key_may_change_and_is_named() {
         assert_eq!(EACH.iter().map(|(key, _)| *key).collect::<Vec<_>>(), LIVE_KEYS);
         for (key, text) in EACH {
-            assert_eq!(judged("", text), (true, vec![(*key).to_owned()]), "{text}");
-            assert_eq!(judged(text, ""), (true, vec![(*key).to_owned()]), "{text}");
+            for (before, after) in [("", *text), (*text, "")] {
+                let (live, named) = judged(before, after);
+                assert!(live && named.contains(&(*key).to_owned()), "{text} {named:?}");
+                assert!(named.len() == 1 || key.starts_with("rotation."), "{text} {named:?}");
+            }
             assert_eq!(judged(text, text), (true, vec![]), "{text}");
         }
         let all = "[kms]\nallow_uids = [7]\nmax_plaintext = \"8KiB\"";
@@ -189,6 +202,7 @@ mod tests {
             ("sandbox.seccomp", "[sandbox]\nseccomp = false"),
             ("audit.failure", "[audit]\nfailure = \"stop\""),
             ("audit.keep", "[audit]\nkeep = 3"),
+            ("audit.path", "[audit]\npath = \"/var/log/keystead\""),
         ] {
             let (live, named) = judged("", &format!("{text}\n[roles]\nviewer = {{ uids = [7] }}"));
             assert!(!live && named.contains(&key.to_owned()) && !named.contains(&"roles".to_owned()), "{named:?}");

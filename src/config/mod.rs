@@ -13,6 +13,7 @@ mod live;
 mod node;
 mod raw;
 pub mod roles;
+mod rotation;
 mod settings;
 mod site;
 mod source;

@@ -26,6 +26,7 @@ pub struct Raw {
     pub custody: Custody,
     pub store: Store,
     pub audit: Audit,
+    pub rotation: Rotation,
     pub kms: Kms,
     pub admin: Admin,
     /// Whether the table is there at all makes a difference.
@@ -93,6 +94,7 @@ pub struct Store {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Audit {
+    pub path: Option<Spanned<PathBuf>>,
     pub level: Option<AuditLevel>,
     pub failure: Option<AuditFailure>,
     pub max_file: Option<Spanned<Size>>,
@@ -122,6 +124,14 @@ pub enum AuditForward {
     Off,
     Journald,
     Syslog,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rotation {
+    pub every: Option<Spanned<Span>>,
+    pub jitter: Option<Spanned<Span>>,
+    pub window: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use keystead_core::schedule::Schedule;
 use keystead_core::waiting_period::MAX_WAIT;
 use keystead_core::{KeyringId, NodeId};
 use rustix::process::Gid;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub store: StoreSettings,
     /// `None` when switched off.
     pub audit: Option<AuditSettings>,
+    /// `None`: by hand only.
+    pub rotation: Option<Schedule>,
     pub kms: KmsSettings,
     pub admin: AdminSettings,
     /// No generation is destroyed sooner after it was scheduled.
@@ -101,6 +104,12 @@ impl Settings {
         })
     }
 
+    /// The audit trail's folder, where it is not within the store's.
+    pub fn trail_apart(&self) -> Option<&Path> {
+        let folder = self.audit.as_ref().map(|audit| audit.folder.as_path())?;
+        (!folder.starts_with(&self.store.path)).then_some(folder)
+    }
+
     /// Reads and resolves the configuration of this machine: [`Source::find`], then [`Settings::from_source`].
     pub fn load(named: Option<&Path>) -> Result<(Source, Self), ConfigError> {
         let source = Source::find(named)?;
@@ -127,6 +136,7 @@ impl Builder<'_> {
         let store = StoreSettings { path: self.path("store.path", raw.store.path, "/var/lib/keystead")? };
         let admin_span = raw.admin.socket.as_ref().map(Spanned::span);
         let kms_span = raw.kms.socket.as_ref().map(Spanned::span);
+        let audit_span = raw.audit.path.as_ref().map(Spanned::span);
         let settings = Settings {
             keyring: match raw.keyring {
                 Some(keyring) => keyring,
@@ -139,6 +149,7 @@ impl Builder<'_> {
             custody_grace: self.grace(&raw.custody)?,
             custody_probe_interval: self.probe_interval(&raw.custody)?,
             audit: self.audit(raw.audit, &store)?,
+            rotation: self.rotation(raw.rotation)?,
             custody: self.custody(raw.custody, &store, users.is_some())?,
             store,
             kms: self.kms(raw.kms)?,
@@ -168,6 +179,9 @@ impl Builder<'_> {
                 })
                 .transpose()?,
         };
+        if let (Some(audit), Some(span)) = (&settings.audit, audit_span) {
+            self.apart(&audit.folder, &settings, span)?;
+        }
         if settings.kms.socket.path == settings.admin.socket.path {
             let (span, key) = match (admin_span, kms_span) {
                 (Some(span), _) => (span, "admin.socket"),
@@ -432,6 +446,10 @@ impl Builder<'_> {
     }
 
     fn audit(&self, raw: raw::Audit, store: &StoreSettings) -> Result<Option<AuditSettings>, ConfigError> {
+        let folder = match raw.path {
+            Some(given) => self.path("audit.path", Some(given), "")?,
+            None => store.path.join("audit"),
+        };
         let level = match raw.level.unwrap_or(AuditLevel::Admin) {
             AuditLevel::Off => None,
             AuditLevel::Admin => Some(audit::Level::Admin),
@@ -446,7 +464,7 @@ impl Builder<'_> {
         )?;
         let keep = self.count("audit.keep", raw.keep, 12, 1..=10_000)?;
         Ok(level.map(|level| AuditSettings {
-            folder: store.path.join("audit"),
+            folder,
             level,
             failure: match raw.failure.unwrap_or(AuditFailure::ContinueWithAlarm) {
                 AuditFailure::Stop => FailurePolicy::Stop,
@@ -461,6 +479,27 @@ impl Builder<'_> {
                 AuditForward::Syslog => Some(Forward::Syslog),
             },
         }))
+    }
+
+    /// The server may write all of the trail's folder: what else is ours lies elsewhere.
+    fn apart(&self, trail: &Path, settings: &Settings, span: std::ops::Range<usize>) -> Result<(), ConfigError> {
+        let secret = match &settings.custody.pin {
+            PinSource::File(file) => Some(file.as_path()),
+            PinSource::Credential(_) => None,
+        };
+        let others = [
+            ("the store's folder", Some(settings.store.path.as_path())),
+            ("the custodian's notes", settings.users.as_ref().map(|_| settings.custody.latch_folder.as_path())),
+            ("the file with the PIN or auth value", secret),
+        ];
+        match others.iter().find(|(_, path)| path.is_some_and(|path| path.starts_with(trail))) {
+            None => Ok(()),
+            Some((what, _)) => {
+                let problem = format_args!("holds {what}, too");
+                let help = "give the trail a folder of its own, as \"/var/log/keystead\"";
+                Err(self.place.fault(span, "audit.path", problem, Some(help)))
+            }
+        }
     }
 
     fn kms(&self, raw: raw::Kms) -> Result<KmsSettings, ConfigError> {

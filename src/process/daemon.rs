@@ -42,6 +42,7 @@ use crate::service::cloud::CloudSettings;
 use crate::service::keys::KeyService;
 use crate::service::lifecycle::{KeySettings, Lifecycle};
 use crate::service::renewal::renew;
+use crate::service::schedule::follow as follow_schedule;
 use crate::service::spending::{Budget, Spending};
 use crate::service::watch::watch as watch_custody;
 use crate::store::Store;
@@ -111,6 +112,7 @@ pub async fn run(
         spending = Some(Arc::new(Spending::new(budget)));
     }
     let lifecycle = Arc::new(lifecycle);
+    lifecycle.set_schedule(settings.rotation);
     let restarts = Arc::new(AtomicU32::new(0));
     let (ending, end) = watch::channel(false);
     let watched = end.clone();
@@ -132,6 +134,7 @@ pub async fn run(
         admin_connections: MAX_ADMIN_CONNECTIONS,
         limits: limits.clone(),
         trail: trail.clone(),
+        lifecycle: lifecycle.clone(),
         verbosity,
     };
     let reporter = control.reporter();
@@ -173,6 +176,13 @@ pub async fn run(
         // The keys in memory may be the last copy: a fault of the watch must end neither them nor itself.
         while let Err(error) = tokio::spawn(watch_custody(watched.0.clone(), watched.1.clone())).await {
             tracing::error!(%error, "the watch over custody failed and is started anew");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    let scheduled = lifecycle.clone();
+    tokio::spawn(async move {
+        while let Err(error) = tokio::spawn(follow_schedule(scheduled.clone())).await {
+            tracing::error!(%error, "the watch over the schedule failed and is started anew");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     });

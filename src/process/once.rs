@@ -23,7 +23,7 @@ where
     F: Future<Output = T>,
 {
     if let Some(users) = &settings.users {
-        users.prepare(&settings.store.path, &settings.custody.latch_folder)?;
+        users.prepare(&settings.store.path, settings.trail_apart(), &settings.custody.latch_folder)?;
     }
     // Before rights are given up: it takes them to become the custodian's user.
     let (child, stream) = spawn_custodian(&settings.custody.environment, config)?;

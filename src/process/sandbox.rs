@@ -1,4 +1,4 @@
-//! What the server can still reach by name: its store's folder, and nothing else; in the cloud profile also the way to the
+//! What the server can still reach by name: its store's folder and the audit trail's, and nothing else; in the cloud profile also the way to the
 //! cloud. Besides, what it can ask of the kernel.
 //!
 //! By Landlock and a filter of system calls, which bind the calling thread and those it starts later: confine first, start the runtime afterwards.
@@ -23,6 +23,8 @@ const WANTED: ABI = ABI::V6;
 pub struct SandboxSettings {
     /// Must exist.
     pub store: PathBuf,
+    /// The audit trail's folder, where it does not lie within the store; one that does not exist is left out.
+    pub trail: Option<PathBuf>,
     /// `false`: the site switched Landlock off.
     pub landlock: bool,
     /// `false`: the site switched the filter of system calls off.
@@ -62,8 +64,7 @@ pub enum SandboxError {
 
 /// Confines this thread and all that it starts. There is no way back.
 pub fn confine_server(settings: &SandboxSettings) -> Result<SandboxReport, SandboxError> {
-    let confinement =
-        if settings.landlock { restrict(&settings.store, settings.egress.as_ref())? } else { Confinement::Off };
+    let confinement = if settings.landlock { restrict(settings)? } else { Confinement::Off };
     let pin_reachable = settings.pin.as_deref().map(can_be_opened);
     // Last: Landlock takes system calls of its own to set up.
     let filter = if settings.egress.is_some() { Filter::CloudServer } else { Filter::Server };
@@ -71,8 +72,10 @@ pub fn confine_server(settings: &SandboxSettings) -> Result<SandboxReport, Sandb
     Ok(SandboxReport { confinement, system_calls, pin_reachable })
 }
 
-fn restrict(store: &Path, egress: Option<&Egress>) -> Result<Confinement, SandboxError> {
-    let folder = PathFd::new(store).map_err(|source| SandboxError::Store { folder: store.to_owned(), source })?;
+fn restrict(settings: &SandboxSettings) -> Result<Confinement, SandboxError> {
+    let SandboxSettings { store, trail, egress, .. } = settings;
+    let egress = egress.as_ref();
+    let folder = PathFd::new(store).map_err(|source| SandboxError::Store { folder: store.clone(), source })?;
     // Neither executing nor making devices, sockets, pipes or links.
     let store_access = AccessFs::ReadFile
         | AccessFs::ReadDir
@@ -86,6 +89,9 @@ fn restrict(store: &Path, egress: Option<&Egress>) -> Result<Confinement, Sandbo
         .scope(Scope::from_all(WANTED))?
         .create()?
         .add_rule(PathBeneath::new(folder, store_access))?;
+    if let Some(folder) = trail.as_ref().and_then(|trail| PathFd::new(trail).ok()) {
+        ruleset = ruleset.add_rule(PathBeneath::new(folder, store_access))?;
+    }
     for path in egress.into_iter().flat_map(|egress| &egress.readable) {
         // Not every distribution has every file, and credentials may come later, in a folder that is there.
         let Ok(opened) = PathFd::new(path) else { continue };
@@ -142,13 +148,16 @@ mod tests {
     fn confined_server_reaches_its_store_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let (store, pin) = (folder.path().join("store"), folder.path().join("pin"));
+        let trail = folder.path().join("trail");
         fs::create_dir(&store).unwrap();
+        fs::create_dir(&trail).unwrap();
         fs::write(&pin, "1234").unwrap();
         let socket = folder.path().join("elsewhere.sock");
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let tcp = tcp.local_addr().unwrap();
         let settings = SandboxSettings {
             store: store.clone(),
+            trail: Some(trail.clone()),
             landlock: true,
             seccomp: false,
             pin: Some(pin.clone()),
@@ -167,6 +176,7 @@ mod tests {
             fs::File::open(&store).unwrap().sync_all().unwrap();
             assert_eq!(fs::read_dir(&store).unwrap().count(), 1);
             fs::remove_file(store.join("keyring.store")).unwrap();
+            fs::write(trail.join("audit.log"), "a").unwrap();
 
             assert!(fs::read(&pin).is_err());
             assert!(fs::read("/etc/passwd").is_err());
@@ -203,7 +213,7 @@ mod tests {
             readable: vec![at("cloud"), "/etc/hosts".into(), "/nonexistent/on/this/machine".into()],
         };
         let (store, pin) = (at("store"), Some(at("pin")));
-        let settings = SandboxSettings { store, landlock: true, seccomp: true, pin, egress: Some(egress) };
+        let settings = SandboxSettings { store, trail: None, landlock: true, seccomp: true, pin, egress: Some(egress) };
         confined(&settings, |report| {
             if report.confinement == Confinement::Unavailable {
                 return;
@@ -223,8 +233,14 @@ mod tests {
     #[test]
     fn runtime_started_afterwards_works_and_is_confined() {
         let folder = tempfile::tempdir().unwrap();
-        let settings =
-            SandboxSettings { store: folder.path().to_owned(), landlock: true, seccomp: true, pin: None, egress: None };
+        let settings = SandboxSettings {
+            store: folder.path().to_owned(),
+            trail: None,
+            landlock: true,
+            seccomp: true,
+            pin: None,
+            egress: None,
+        };
         confined(&settings, |report| {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             let read = runtime.block_on(async {
@@ -242,6 +258,7 @@ mod tests {
         fs::write(&pin, "1234").unwrap();
         let settings = SandboxSettings {
             store: folder.path().to_owned(),
+            trail: None,
             landlock: false,
             seccomp: false,
             pin: Some(pin),
@@ -255,8 +272,14 @@ mod tests {
 
     #[test]
     fn missing_store_is_an_error_that_says_what_to_do() {
-        let settings =
-            SandboxSettings { store: "/nonexistent".into(), landlock: true, seccomp: false, pin: None, egress: None };
+        let settings = SandboxSettings {
+            store: "/nonexistent".into(),
+            trail: None,
+            landlock: true,
+            seccomp: false,
+            pin: None,
+            egress: None,
+        };
         let error = std::thread::scope(|scope| scope.spawn(|| confine_server(&settings)).join().unwrap()).unwrap_err();
         assert!(error.to_string().contains("keystead init"));
     }

@@ -85,7 +85,7 @@ pub fn serve(settings: &Settings, source: &Source) -> Result<(), StartError> {
     let verbosity = log::init(settings.log)?;
     if let Some(users) = &settings.users {
         // Here, where an error still reaches whoever starts the daemon.
-        users.prepare(&settings.store.path, &settings.custody.latch_folder)?;
+        users.prepare(&settings.store.path, settings.trail_apart(), &settings.custody.latch_folder)?;
     }
     let outcome = supervise(SupervisorSettings {
         kms: settings.kms.socket.clone(),
@@ -127,6 +127,7 @@ pub fn server() -> Result<(), StartError> {
     };
     let sandbox = SandboxSettings {
         store: settings.store.path.clone(),
+        trail: settings.trail_apart().map(Path::to_owned),
         landlock: settings.sandbox.landlock,
         seccomp: settings.sandbox.seccomp,
         egress: settings.upstream.as_ref().map(|table| egress(table, pin.as_deref())).transpose()?,

@@ -53,11 +53,12 @@ pub enum UserError {
 impl Users {
     /// Before the first child is started: whether this process can make both who they are to be, and end them; and that
     /// the server has the store's folder and the custodian the one of its notes, since neither could make it where only
-    /// root may write.
+    /// root may write. `trail`, where it does not lie within the store, may be somebody else's: whether the daemon then serves,
+    /// `audit.failure` says.
     ///
     /// # Errors
     /// `NotAllowed`; `Foreign` for a folder of somebody else's. It is not given away: what lies in it may not be ours.
-    pub fn prepare(&self, store: &Path, notes: &Path) -> Result<(), UserError> {
+    pub fn prepare(&self, store: &Path, trail: Option<&Path>, notes: &Path) -> Result<(), UserError> {
         let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL;
         let has = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed));
         if let Some(user) = [&self.server, &self.custodian].into_iter().find(|user| !user.is_current())
@@ -66,6 +67,9 @@ impl Users {
             return Err(UserError::NotAllowed(user.uid));
         }
         self.server.own(store)?;
+        if let Some(error) = trail.and_then(|trail| self.server.own(trail).err()) {
+            tracing::error!(%error, "the audit trail's folder cannot be used");
+        }
         self.custodian.own(notes)
     }
 }

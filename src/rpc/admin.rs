@@ -29,7 +29,7 @@ use tonic::{Request, Response, Status};
 use super::audited::AdminAudit;
 use super::reload::{self, Reloads};
 use super::status_map::{extend_error, rescue_error, rotation_error, scan_error};
-use super::{backups, deletion, outlook, scan, upstream};
+use super::{backups, deletion, outlook, rotation, scan, upstream};
 use crate::audit::Trail;
 use crate::audit::query::{Filter, query_last};
 use crate::audit::verify::{Verified, VerifyError};
@@ -93,6 +93,7 @@ impl AdminService {
             sandbox: Some(Sandbox { keys_locked: memory::keys_locked(), ..self.facts.sandbox }),
             audit: self.audit.trail().map(audit),
             configuration: Some(reload::shown(self.facts.configuration.loaded())),
+            rotation: self.lifecycle.rotation_outlook().as_ref().map(rotation::shown),
             ..GetStatusResponse::default()
         };
         status.warnings.extend(status.audit.as_ref().filter(|audit| audit.failing).map(|audit| {
@@ -100,6 +101,7 @@ impl AdminService {
                 if audit.stops { "what cannot be recorded is refused" } else { "what is done is not recorded" };
             format!("{}: {meanwhile}. Free some space; the log says why", notices::UNWRITTEN)
         }));
+        status.warnings.extend(status.rotation.iter().flat_map(rotation::warnings));
         if self.facts.unrecorded {
             status.warnings.push(notices::UNRECORDED.into());
         }

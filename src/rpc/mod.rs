@@ -20,6 +20,7 @@ mod peer_options;
 mod refusals;
 pub mod reload;
 pub mod roles;
+mod rotation;
 mod scan;
 pub mod serve;
 pub mod services;

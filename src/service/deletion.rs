@@ -7,7 +7,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use keystead_core::availability::Availability;
 use keystead_core::keyring::{DeletionError, Generation, GenerationState, Keyring, Pending, Suspension};
@@ -20,14 +20,15 @@ use super::explain::explain;
 use super::keys::{Keys, Slot};
 use super::lifecycle::Lifecycle;
 use super::rotation::unix_now;
-use crate::audit::{AdminRecord, Phase};
+use crate::audit::Phase;
 
 /// Without a word on it.
 const DEFAULT_WAIT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Served time between two stores of a countdown: two syncs each make about 50 a day, and only while something waits.
 const STORE_EVERY: u64 = 3600;
 
-/// What the audit trail calls a destruction.
+/// What the audit trail calls this part of the daemon, and a destruction.
+const PART: &str = "deletion";
 const ACTION: &str = "destroy-generation";
 
 /// A deletion that a person asks for.
@@ -256,7 +257,7 @@ impl Lifecycle {
         fail::fail_point!("deletion.suspended");
         if self.shown(stored, |_| true).await.is_ok() {
             tracing::error!(generation = %number, why = suspended(number, &why), "a deletion is suspended");
-            self.record("suspend-deletion", Phase::Event, details).await;
+            self.record(PART, "suspend-deletion", Phase::Event, details).await;
         }
     }
 
@@ -268,7 +269,7 @@ impl Lifecycle {
         if let Err(error) = next.bury(number, unix_now()) {
             return tracing::warn!(%error, "a generation is not destroyed");
         }
-        if !self.record(ACTION, Phase::Intent, details.clone()).await {
+        if !self.record(PART, ACTION, Phase::Intent, details.clone()).await {
             return tracing::error!(generation = %number, "not destroyed: the intent cannot be recorded");
         }
         fail::fail_point!("deletion.intent-recorded");
@@ -280,7 +281,7 @@ impl Lifecycle {
         if slot.as_ref().is_some_and(|slot| slot.pending_decrypts() > 0) {
             // Slots of their own, which load again; the next look suspends it.
             self.republish();
-            self.record(ACTION, Phase::Failed, with(details, "reason", "decrypted at the last moment")).await;
+            self.record(PART, ACTION, Phase::Failed, with(details, "reason", "decrypted at the last moment")).await;
             self.wake.notify_one();
             return;
         }
@@ -295,7 +296,7 @@ impl Lifecycle {
                 self.finish_deletions().await;
             }
             Err(error) => {
-                self.record(ACTION, Phase::Failed, with(details, "reason", explain(&error))).await;
+                self.record(PART, ACTION, Phase::Failed, with(details, "reason", explain(&error))).await;
             }
         }
     }
@@ -316,7 +317,7 @@ impl Lifecycle {
             }
             fail::fail_point!("deletion.cmk-destroyed");
             let details = with(details(&keyring, number), "cmks_destroyed", left.len());
-            self.record(ACTION, Phase::Done, details).await;
+            self.record(PART, ACTION, Phase::Done, details).await;
             next.finish_deletion(number);
         }
         self.spend_time(&mut next);
@@ -385,13 +386,6 @@ impl Lifecycle {
     /// Never held across an `.await`.
     fn served_time(&self) -> MutexGuard<'_, ServedTime> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Records what the daemon does by itself; whether it may go on.
-    async fn record(&self, action: &'static str, phase: Phase, details: Map<String, Value>) -> bool {
-        let Some(trail) = self.records.trail() else { return true };
-        let record = AdminRecord { at: SystemTime::now(), action, phase, who: None, details };
-        trail.record(record).await.is_ok() || !trail.stops()
     }
 }
 

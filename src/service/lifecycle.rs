@@ -18,6 +18,7 @@ use super::identity::{self, Identity};
 use super::keys::{KeyService, Keys, ServeError};
 use super::machine::Machine;
 use super::rotation::Settled;
+use super::schedule::Scheduled;
 use crate::audit::Trail;
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, ProcessReport, TokenDescription};
@@ -56,6 +57,7 @@ pub struct Lifecycle {
     pub(super) rotating: tokio::sync::Mutex<()>,
     /// A change failed half-way: the store may say something else than memory.
     pub(super) reload_needed: AtomicBool,
+    pub(super) scheduled: Scheduled,
     /// Custody's canary is on the newest CMK; not so after a start, whose last unwraps are of retired generations.
     active_used_last: AtomicBool,
     /// When every generation was last opened in custody.
@@ -151,6 +153,7 @@ impl Lifecycle {
             turn: tokio::sync::Mutex::new(()),
             rotating: tokio::sync::Mutex::new(()),
             reload_needed: AtomicBool::new(false),
+            scheduled: Scheduled::default(),
             active_used_last: AtomicBool::new(false),
             checked: Mutex::new(boot_time()),
             custody_state: Mutex::new(CustodyState::default()),

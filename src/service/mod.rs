@@ -24,7 +24,9 @@ pub mod rescue;
 mod revocation;
 pub mod rotation;
 pub mod scan;
+pub mod schedule;
 pub mod spending;
+mod unasked;
 #[cfg(feature = "cloud")]
 pub mod upstream_check;
 pub mod watch;

@@ -180,7 +180,8 @@ impl Lifecycle {
         };
         fail::fail_point!("rotation.verified");
         progress(RotationStep::Verified);
-        next.activate(unix_now())?;
+        // The schedule counts from here, by the same clock.
+        next.activate(self.moment().wall)?;
         let keyring = self.records.roll(next).await?;
         if let Some(cloud) = &self.cloud {
             cloud.memory().pending_version = None;

@@ -14,6 +14,7 @@ use keystead_core::availability;
 use crate::custody::client::CustodyClient;
 use crate::service::deletion::Standing;
 use crate::service::lifecycle::Lifecycle;
+use crate::service::schedule::RotationOutlook;
 
 /// What the daemon is doing at one instant. The rooms count; whoever composes them fills this in.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -34,6 +35,8 @@ pub struct State {
     pub deletions: Vec<Deletion>,
     pub store_revision: u64,
     pub epoch: u64,
+    /// `None` while no key is known.
+    pub rotation: Option<RotationOutlook>,
     /// `None` without an audit trail.
     pub audit: Option<Audit>,
     /// `None` in the local profile: no metric of it is shown then.
@@ -144,6 +147,7 @@ impl State {
                 .into_iter()
                 .map(|each| Operations { kind: each.request, outcome: each.outcome, count: each.count })
                 .collect(),
+            rotation: lifecycle.rotation_outlook(),
             ..Self::default()
         };
         if let Some(keys) = &serving.keys {
@@ -208,6 +212,9 @@ impl<F: Fn() -> State + Send + Sync + 'static> Collector for StateCollector<F> {
 
         page.deletions(&state.deletions)?;
 
+        if let Some(rotation) = &state.rotation {
+            page.rotation(rotation)?;
+        }
         let custody = [([("state", state.custody_state)], 1)];
         page.gauges("keystead_custody_state", "1 for the state custody is in.", custody)?;
         let restarts = [(NO_LABELS, state.custodian_restarts)];
@@ -253,6 +260,21 @@ impl Page<'_> {
         self.gauges("keystead_deletion_suspended", help, of(|each| each.suspended.into()))?;
         let help = "Decrypts under a generation that waits for its deletion.";
         self.gauges("keystead_deletion_decrypts", help, of(|each| each.decrypts))
+    }
+
+    fn rotation(&mut self, rotation: &RotationOutlook) -> fmt::Result {
+        self.gauge("keystead_key_age_seconds", "Since the active generation was activated.", rotation.age.seconds)?;
+        let help = "Older generations that are not proven to be no longer needed.";
+        self.gauge("keystead_generations_needed", help, rotation.needed.len() as u64)?;
+        if rotation.schedule.is_none() {
+            return Ok(());
+        }
+        let help = "When the key is rotated by itself next.";
+        self.gauge("keystead_rotation_next_timestamp_seconds", help, rotation.next)?;
+        let help = "Since when a scheduled rotation is due and not made.";
+        self.gauge("keystead_rotation_overdue_seconds", help, rotation.overdue)?;
+        let help = "Scheduled rotations that failed.";
+        self.counters("keystead_scheduled_rotation_failures", help, [(NO_LABELS, rotation.failures)])
     }
 
     fn audit(&mut self, audit: &Audit) -> fmt::Result {
@@ -370,6 +392,38 @@ mod tests {
         generation.store(4, Ordering::Relaxed);
         assert!(metrics.render().unwrap().contains("keystead_active_generation 4\n"));
     }
+    fn rotation() -> RotationOutlook {
+        let every = std::time::Duration::from_secs(90 * 86_400);
+        RotationOutlook {
+            age: keystead_core::schedule::Age { seconds: 7_900_000, uncertain: false },
+            schedule: Some(keystead_core::schedule::Schedule { every, jitter: every / 10, window: None }),
+            next: 1_763_816_645,
+            overdue: 124_000,
+            waits: "for a rewrite".into(),
+            failures: 2,
+            needed: vec![(keystead_core::GenerationNumber(1), None)],
+        }
+    }
+
+    #[test]
+    fn schedule_shows_when_and_a_key_without_one_only_its_age() {
+        let page = cloud_page();
+        for line in [
+            "keystead_key_age_seconds 7900000\n",
+            "keystead_generations_needed 1\n",
+            "keystead_rotation_next_timestamp_seconds 1763816645\n",
+            "keystead_rotation_overdue_seconds 124000\n",
+            "keystead_scheduled_rotation_failures_total 2\n",
+        ] {
+            assert!(page.contains(line), "{line} is not in\n{page}");
+        }
+        let mut metrics = Metrics::new();
+        let by_hand = RotationOutlook { schedule: None, next: 0, ..rotation() };
+        register(metrics.registry(), move || State { rotation: Some(by_hand.clone()), ..State::default() });
+        let page = metrics.render().unwrap();
+        assert!(page.contains("keystead_key_age_seconds 7900000\n") && !page.contains("keystead_rotation"), "{page}");
+    }
+
     fn cloud_page() -> String {
         let mut metrics = Metrics::new();
         register(metrics.registry(), || State {
@@ -390,6 +444,7 @@ mod tests {
                 new_version: false,
                 reboot_survives: true,
             }),
+            rotation: Some(rotation()),
             ..State::default()
         });
         metrics.render().unwrap()

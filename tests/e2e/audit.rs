@@ -187,3 +187,35 @@ async fn without_a_trail_the_commands_say_that_it_is_off() {
     assert!(!site.path().join("store/audit").exists());
     assert!(daemon.stop().success());
 }
+
+#[tokio::test]
+async fn trail_in_a_folder_of_its_own_is_written_by_the_confined_server_and_verified() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let folder = elsewhere.path().join("trail");
+    let site = Site::initialized(&format!("[audit]\npath = \"{}\"\n", folder.display()));
+    let daemon = site.serve().await;
+    assert!(daemon.status().await.sandbox.unwrap().landlock);
+    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    let intact = site.keystead(["audit", "verify", "--output", "json"]).expect_success();
+    let intact: Value = serde_json::from_str(&intact).unwrap();
+    assert_eq!(intact["folder"].as_str().unwrap(), folder.to_str().unwrap());
+    assert!(fs::read_to_string(folder.join("audit.log")).unwrap().contains("\"rotate\""));
+    assert!(!site.path().join("store/audit").exists());
+    let checked = site.keystead(["config", "check", "--output", "json"]);
+    let checked: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert_eq!(checked["settings"]["audit.path"]["origin"], "file");
+    assert!(daemon.stop().success());
+    // A restart goes on in the same place.
+    let daemon = site.serve().await;
+    assert!(lines(&site, "").iter().filter(|line| text(line, "action") == "trail-opened").count() >= 2);
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test]
+async fn trail_s_folder_that_is_missing_and_cannot_be_made_is_alarmed_and_the_key_is_served() {
+    let site = Site::initialized("[audit]\npath = \"/proc/nowhere/trail\"\n");
+    let daemon = site.serve().await;
+    let warnings = daemon.status().await.warnings;
+    assert!(warnings.iter().any(|warning| warning.contains("audit trail")), "{warnings:?}");
+    assert!(daemon.stop().success());
+}

@@ -17,7 +17,7 @@ fn in_1970() -> Vec<(&'static str, String)> {
     ]
 }
 
-fn libfaketime() -> PathBuf {
+pub fn libfaketime() -> PathBuf {
     let folders = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
     let candidates = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
     candidates.into_iter().find(|path| path.exists()).expect("install the package faketime (scripts/test does)")

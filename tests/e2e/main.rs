@@ -38,6 +38,7 @@ mod reload;
 mod roles;
 mod rotation;
 mod scan;
+mod schedule;
 mod shim;
 mod sockets;
 mod stale;
@@ -58,3 +59,4 @@ mod tpm_proxy;
 #[cfg(feature = "tpm")]
 mod tpm_tabrmd;
 mod users;
+mod watch;

@@ -137,14 +137,18 @@ async fn one_key_that_needs_a_restart_is_named_and_nothing_is_applied() {
     let daemon = site.serve().await;
     let text = original(&site);
     let mut kms = daemon.kms().await;
-    edit(&site, &text, &[("[admin]", "max_plaintext = \"64KiB\"\n\n[admin]"), ("node-1", "node-2")]);
+    edit(
+        &site,
+        &text,
+        &[("[admin]", "max_plaintext = \"64KiB\"\n\n[admin]"), ("drain_timeout = \"1s\"", "drain_timeout = \"2s\"")],
+    );
     let refused = site.keystead(["reload"]).expect_failure(4);
-    assert!(refused.contains("node (\"node-1\" to \"node-2\") needs a restart of the daemon"), "{refused}");
+    assert!(refused.contains("kms.drain_timeout (\"1s\" to \"2s\") needs a restart of the daemon"), "{refused}");
     assert!(!refused.contains("max_plaintext"), "{refused}");
     assert_eq!(encrypts(&mut kms, 5000).await, Err(Code::InvalidArgument));
     let now = &status(&site)["configuration"];
     assert_eq!(now["file_differs"], true);
-    assert!(now["refused"].as_str().unwrap().contains("node-2"), "{now}");
+    assert!(now["refused"].as_str().unwrap().contains("drain_timeout"), "{now}");
     let shown = site.keystead(["status"]).expect_success();
     let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("THE FILE HAS CHANGED SINCE: `keystead reload`"), "{shown}");

@@ -73,6 +73,7 @@ pub fn server() -> ExitCode {
     let pin = folder.join("pin");
     let sandbox = SandboxSettings {
         store: folder.join("store"),
+        trail: None,
         landlock: true,
         seccomp: true,
         egress: cloud_table(&mode, &folder).map(|table| Egress::of(&table, None, Some(&pin))),

@@ -26,6 +26,7 @@ pub mod recovery;
 pub mod recovery_key;
 pub mod rescue;
 pub mod scan;
+pub mod schedule;
 pub mod secret;
 pub mod upstream;
 pub mod upstream_state;

@@ -268,3 +268,25 @@ fn effective_settings_say_what_the_file_set() {
 fn named_file_that_is_missing_is_an_error_and_not_the_defaults() {
     assert!(matches!(Source::read(Path::new("/nonexistent/config.toml")), Err(ConfigError::Unreadable { .. })));
 }
+
+#[test]
+fn trail_has_a_folder_of_its_own_or_one_within_the_store() {
+    let trail = |text: &str| read(text).unwrap().audit.unwrap().folder;
+    assert_eq!(trail(""), Path::new("/var/lib/keystead/audit"));
+    assert_eq!(trail("[store]\npath = '/s'"), Path::new("/s/audit"));
+    assert_eq!(trail("[audit]\npath = 'trail'"), Path::new("/etc/keystead/trail"));
+    assert_eq!(read("[audit]\npath = '/a'").unwrap().trail_apart(), Some(Path::new("/a")));
+    assert_eq!(read("[audit]\npath = '/var/lib/keystead/t'").unwrap().trail_apart(), None);
+    for (path, word) in [
+        ("/", "the store's folder"),
+        ("/var/lib", "the store's folder"),
+        ("/var/lib/keystead", "the store's folder"),
+        ("/etc/keystead", "the PIN"),
+        ("/etc/keystead/pin", "the PIN"),
+    ] {
+        let fault = fault(&format!("[audit]\npath = '{path}'"));
+        assert!(fault.to_string().contains(word), "{path}: {fault}");
+    }
+    let users = "[process]\nserver_user = 1\ncustodian_user = 2\n[custody]\nstate_path = '/n/notes'";
+    assert!(fault(&format!("{users}\n[audit]\npath = '/n'")).to_string().contains("custodian's notes"));
+}

@@ -23,6 +23,7 @@ use crate::rpc::kms_v2::KmsLimits;
 use crate::rpc::reload::{Loaded, ReloadError, Reloaded, Reloads, recorded, refused};
 use crate::rpc::roles::RolePolicy;
 use crate::service::clock::unix_now;
+use crate::service::lifecycle::Lifecycle;
 use crate::telemetry::log::Verbosity;
 
 /// Everything that may change.
@@ -33,6 +34,7 @@ pub struct LiveParts {
     pub admin_connections: usize,
     pub limits: Arc<KmsLimits>,
     pub trail: Option<Trail>,
+    pub lifecycle: Arc<Lifecycle>,
     pub verbosity: Verbosity,
 }
 
@@ -55,6 +57,7 @@ impl LiveParts {
         if let (Some(trail), Some(requests)) = (&self.trail, live.audit_requests) {
             trail.set_level(if requests { AuditLevel::Requests } else { AuditLevel::Admin });
         }
+        self.lifecycle.set_schedule(live.rotation);
         self.verbosity.set(live.log_level);
         self.limits.set(live.kms_max_plaintext);
         let roles = RolePolicy::default();

@@ -8,4 +8,5 @@ mod kills_tests;
 mod profile_tests;
 mod property_tests;
 mod revocation_tests;
+mod schedule_tests;
 mod world_tests;
