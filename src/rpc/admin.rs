@@ -9,13 +9,12 @@ use keystead_core::availability::Availability;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{GenerationState, Keyring};
 use keystead_core::reason::Reason;
-use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
     Audit, AuditLine, CustodianProcess, Custody, ExtendLeaseRequest, ExtendLeaseResponse, Generation, GetStatusRequest,
-    GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse, QueryAuditRequest, RecordScanRequest,
-    RecordScanResponse, RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root,
-    RotateProgress, RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
+    GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse, ListRootsRequest, ListRootsResponse,
+    QueryAuditRequest, RecordScanRequest, RecordScanResponse, RescueRequest, RescueResponse, RestartCustodianRequest,
+    RestartCustodianResponse, RotateProgress, RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -25,7 +24,7 @@ use tonic::{Request, Response, Status};
 
 use super::audited::AdminAudit;
 use super::status_map::{extend_error, rescue_error, rotation_error, scan_error};
-use super::{outlook, scan, upstream};
+use super::{outlook, roots, scan, upstream};
 use crate::audit::Trail;
 use crate::audit::query::{Filter, query_last};
 use crate::audit::verify::{Verified, VerifyError};
@@ -112,9 +111,9 @@ impl AdminService {
             let known = warnings(keyring, &status);
             status.warnings.extend(known);
             let faults = keys.slots().filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
-            status.warnings.extend(
-                faults.map(|(number, fault)| format!("generation {number} cannot be opened by custody: {fault}")),
-            );
+            status
+                .warnings
+                .extend(faults.map(|(number, fault)| format!("generation {number} cannot be opened: {fault}")));
             if self.lifecycle.is_in_debt() {
                 status.warnings.push(notices::UNSETTLED.into());
             }
@@ -178,12 +177,15 @@ impl Admin for AdminService {
         _request: Request<ListGenerationsRequest>,
     ) -> Result<Response<ListGenerationsResponse>, Status> {
         let serving = self.lifecycle.keys().serving();
-        let keys = serving
-            .keys
-            .as_ref()
-            .ok_or_else(|| Status::unavailable(format!("there is no authentic keyring: {}", serving.reason)))?;
+        let keys = serving.keys.as_ref().ok_or_else(|| no_keyring(&serving.reason))?;
         let generations = keys.keyring.generations.iter().map(|generation| describe(keys, generation)).collect();
         Ok(Response::new(ListGenerationsResponse { generations }))
+    }
+
+    async fn list_roots(&self, _request: Request<ListRootsRequest>) -> Result<Response<ListRootsResponse>, Status> {
+        let serving = self.lifecycle.keys().serving();
+        let keys = serving.keys.as_ref().ok_or_else(|| no_keyring(&serving.reason))?;
+        Ok(Response::new(roots::list(&keys.keyring)))
     }
 
     async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<BoxStream<RotateProgress>>, Status> {
@@ -309,6 +311,10 @@ impl Admin for AdminService {
     }
 }
 
+fn no_keyring(reason: &str) -> Status {
+    Status::unavailable(format!("there is no authentic keyring: {reason}"))
+}
+
 fn audit(trail: &Trail) -> Audit {
     let counts = trail.counts();
     Audit {
@@ -379,7 +385,7 @@ fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Gen
         created: generation.created,
         activated: generation.activated.unwrap_or(0),
         loaded: slot.is_some_and(|slot| slot.is_loaded()),
-        roots: generation.wraps.iter().map(root).collect(),
+        roots: generation.wraps.iter().map(roots::root).collect(),
         encrypts: slot.map_or(0, |slot| slot.encrypts.load(Ordering::Relaxed)),
         decrypts: slot.map_or(0, |slot| slot.decrypts.load(Ordering::Relaxed)),
         // Retired generations of a recovered store may carry more roots than an annotation holds.
@@ -387,25 +393,6 @@ fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Gen
         objects: keys.keyring.scan.as_ref().and_then(|scan| scan.objects(generation.number)),
         forced: generation.forced.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
-}
-
-fn root(wrap: &WrappedKek) -> Root {
-    let construction = match Construction::parse(&wrap.bytes) {
-        Ok(Construction::AesGcm { .. }) => "aes-gcm",
-        Ok(Construction::HpkeP256 { .. }) => "hpke-p256",
-        Ok(Construction::RsaOaep { .. }) => "rsa-oaep",
-        Ok(Construction::TpmEcdh { .. }) => "tpm-ecdh-p256",
-        Ok(Construction::TpmRsaOaep { .. }) => "tpm-rsa-oaep",
-        // Its inside is the cloud's affair.
-        Err(_) if wrap.root_kind.is_upstream() => "cloud",
-        Err(_) => "unknown",
-    };
-    let id = match wrap.root_kind.is_upstream() {
-        // As the cloud's console shows it.
-        true => String::from_utf8_lossy(wrap.root_id.as_bytes()).into_owned(),
-        false => wrap.root_id.to_string(),
-    };
-    Root { kind: wrap.root_kind.to_string(), id, construction: construction.into() }
 }
 
 /// What an operator should know although everything works.
@@ -430,6 +417,7 @@ fn warnings(keyring: &Keyring, status: &GetStatusResponse) -> Vec<String> {
     if keyring.rotation.is_some() {
         warnings.push(notices::ROTATION_CUT_OFF.into());
     }
+    warnings.extend(roots::warnings(keyring));
     warnings
 }
 

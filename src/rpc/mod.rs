@@ -12,6 +12,7 @@ pub mod outlook;
 pub mod peer;
 mod peer_groups;
 pub mod roles;
+mod roots;
 mod scan;
 pub mod serve;
 pub mod socket;

@@ -83,7 +83,7 @@ impl Action {
     pub(super) fn of_path(path: &str) -> Option<Self> {
         Some(match path.strip_prefix("/keystead.admin.v1.Admin/")? {
             "GetStatus" => Self::Status,
-            "ListGenerations" => Self::ListGenerations,
+            "ListGenerations" | "ListRoots" => Self::ListGenerations,
             "Rotate" => Self::Rotate,
             "Rescue" => Self::Rescue,
             "RestartCustodian" => Self::RestartCustodian,

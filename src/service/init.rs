@@ -157,6 +157,7 @@ async fn begin(
         epoch: epochs.last().copied().unwrap_or(0) + 1,
         token: TokenIdentity { serial: token.token.serial.clone(), label: token.token.label.clone() },
         recovery: recovery_root(request),
+        custody_only: false,
         last_number: GenerationNumber(0),
         rotation: None,
         scan: None,

@@ -293,6 +293,7 @@ pub async fn rebuild(
             None => RecoveryRoot::Declined,
             Some(key) => RecoveryRoot::PublicKey { point: key.as_sec1().to_vec() },
         },
+        custody_only: false,
         last_number: findings.last_number(request.number_seen),
         rotation: None,
         scan: None,

@@ -320,6 +320,7 @@ fn empty_keyring() -> Keyring {
         epoch: 1,
         token: TokenIdentity { serial: "serial".into(), label: "label".into() },
         recovery: RecoveryRoot::Declined,
+        custody_only: false,
         last_number: GenerationNumber(0),
         rotation: None,
         scan: None,

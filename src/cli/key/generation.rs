@@ -36,6 +36,7 @@ pub fn scan(scan: &Scan) -> Value {
         "unlisted": scan.unlisted,
         "unknown": scan.unknown,
         "rewritten": scan.rewritten,
+        "rewritten_since": time::rfc3339(scan.rewritten_since),
         "detail": (!scan.detail.is_empty()).then_some(&scan.detail),
     })
 }

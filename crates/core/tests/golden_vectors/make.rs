@@ -844,6 +844,7 @@ fn keyring(recovery: bool) -> Keyring {
         } else {
             RecoveryRoot::Declined
         },
+        custody_only: false,
         last_number: GenerationNumber(0),
         rotation: None,
         scan: None,
