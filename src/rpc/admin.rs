@@ -8,13 +8,13 @@ use keystead_core::RootKind;
 use keystead_core::availability::Availability;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{GenerationState, Keyring};
-use keystead_core::reason::Reason;
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Audit, AuditLine, CustodianProcess, Custody, ExtendLeaseRequest, ExtendLeaseResponse, Generation, GetStatusRequest,
-    GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse, ListRootsRequest, ListRootsResponse,
-    QueryAuditRequest, RecordScanRequest, RecordScanResponse, RescueRequest, RescueResponse, RestartCustodianRequest,
-    RestartCustodianResponse, RotateProgress, RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
+    Audit, AuditLine, ChangeRootsRequest, CustodianProcess, Custody, ExtendLeaseRequest, ExtendLeaseResponse,
+    Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse, ListRootsRequest,
+    ListRootsResponse, QueryAuditRequest, RecordScanRequest, RecordScanResponse, RescueRequest, RescueResponse,
+    RestartCustodianRequest, RestartCustodianResponse, RotateProgress, RotateRequest, Sandbox, Upstream,
+    VerifyAuditRequest, VerifyAuditResponse,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -23,7 +23,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::audited::AdminAudit;
-use super::status_map::{extend_error, rescue_error, rotation_error, scan_error};
+use super::status_map::{extend_error, rescue_error, scan_error};
 use super::{outlook, roots, scan, upstream};
 use crate::audit::Trail;
 use crate::audit::query::{Filter, query_last};
@@ -34,7 +34,6 @@ use crate::service::keys::Keys;
 use crate::service::lifecycle::{CustodyState, Lifecycle};
 use crate::service::notices;
 use crate::service::rescue::Rescued;
-use crate::service::rotation::RotationStep;
 use crate::service::spending::Spending;
 
 /// What the process knows and the rooms below do not.
@@ -110,7 +109,11 @@ impl AdminService {
             status.scan = scan::shown(keyring);
             let known = warnings(keyring, &status);
             status.warnings.extend(known);
-            let faults = keys.slots().filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
+            status.warnings.extend(roots::closed(keyring, serving.cloud_closed.as_ref()));
+            let upstream = self.lifecycle.upstream().map(|upstream| upstream.identity());
+            status.warnings.extend(roots::disagreement(keyring, upstream));
+            let open = keys.slots().filter(|slot| serving.closed_to(&slot.generation).is_none());
+            let faults = open.filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
             status
                 .warnings
                 .extend(faults.map(|(number, fault)| format!("generation {number} cannot be opened: {fault}")));
@@ -133,7 +136,8 @@ impl AdminService {
                         .into(),
                 );
             }
-            Some(upstream::describe(view))
+            let older_only = serving.keys.as_ref().is_some_and(|keys| !keys.keyring.is_rooted_in_cloud());
+            Some(Upstream { older_only, ..upstream::describe(view) })
         });
         outlook::explain(&mut status);
         status
@@ -178,7 +182,12 @@ impl Admin for AdminService {
     ) -> Result<Response<ListGenerationsResponse>, Status> {
         let serving = self.lifecycle.keys().serving();
         let keys = serving.keys.as_ref().ok_or_else(|| no_keyring(&serving.reason))?;
-        let generations = keys.keyring.generations.iter().map(|generation| describe(keys, generation)).collect();
+        let mut generations: Vec<_> = keys.keyring.generations.iter().map(|each| describe(keys, each)).collect();
+        for (shown, generation) in generations.iter_mut().zip(&keys.keyring.generations) {
+            if let Some(why) = serving.closed_to(generation) {
+                shown.fault.clone_from(&why.reason);
+            }
+        }
         Ok(Response::new(ListGenerationsResponse { generations }))
     }
 
@@ -189,35 +198,23 @@ impl Admin for AdminService {
     }
 
     async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<BoxStream<RotateProgress>>, Status> {
-        let force = match request.get_ref().force.as_str() {
-            "" => None,
-            reason => Some(reason.parse::<Reason>().map_err(|error| Status::invalid_argument(error.to_string()))?),
-        };
+        let force = roots::forced(&request.get_ref().force)?;
         let details = force.as_ref().map_or_else(|| json!({}), |reason| json!({"force": reason.to_string()}));
         let audited = self.audit.intent("rotate", &request, details).await?;
-        let (sender, receiver) = mpsc::channel(4);
-        let lifecycle = self.lifecycle.clone();
-        // A task of its own: a client that hangs up does not stop a rotation half-way.
-        tokio::spawn(async move {
-            let progress = |step| {
-                let step = match step {
-                    RotationStep::Prepared => "prepared",
-                    RotationStep::Verified => "verified",
-                    // Told together with the generation, below.
-                    RotationStep::Activated => return,
-                };
-                let _ = sender.try_send(Ok(RotateProgress { step: step.into(), generation: None }));
-            };
-            let outcome = lifecycle.rotate(force, progress).await.map_err(|error| rotation_error(&error));
-            let made = |generation: &keystead_core::keyring::Generation| json!({"generation": generation.number.0, "key_id": generation.key_id.as_str()});
-            let last = audited.outcome(outcome, made).await.map(|generation| {
-                let serving = lifecycle.keys().serving();
-                let generation = serving.keys.as_ref().map(|keys| describe(keys, &generation));
-                RotateProgress { step: "activated".into(), generation }
-            });
-            let _ = sender.send(last).await;
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(roots::follow(self.lifecycle.clone(), audited, |lifecycle, progress| async move {
+            lifecycle.rotate(force, progress).await
+        }))
+    }
+
+    async fn change_roots(
+        &self,
+        request: Request<ChangeRootsRequest>,
+    ) -> Result<Response<BoxStream<RotateProgress>>, Status> {
+        let (change, force, details) = roots::change(request.get_ref())?;
+        let audited = self.audit.intent("change-roots", &request, details).await?;
+        Ok(roots::follow(self.lifecycle.clone(), audited, |lifecycle, progress| async move {
+            lifecycle.change_roots(change, force, progress).await
+        }))
     }
 
     async fn rescue(&self, request: Request<RescueRequest>) -> Result<Response<RescueResponse>, Status> {
@@ -369,7 +366,7 @@ fn filter(request: QueryAuditRequest) -> Filter {
     }
 }
 
-fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Generation {
+pub(super) fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Generation {
     let slot = keys.slot_of(generation);
     Generation {
         number: generation.number.0,
@@ -392,6 +389,7 @@ fn describe(keys: &Keys, generation: &keystead_core::keyring::Generation) -> Gen
         annotation: generation.annotation().unwrap_or_default(),
         objects: keys.keyring.scan.as_ref().and_then(|scan| scan.objects(generation.number)),
         forced: generation.forced.as_ref().map(ToString::to_string).unwrap_or_default(),
+        fault: slot.and_then(|slot| slot.fault()).unwrap_or_default(),
     }
 }
 

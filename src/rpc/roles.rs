@@ -19,6 +19,7 @@ pub enum Action {
     QueryAudit,
     RecordScan,
     ExtendLease,
+    ChangeRoots,
 }
 
 /// A set of actions.
@@ -49,7 +50,7 @@ pub struct RolePolicy {
 }
 
 impl Action {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Status,
         Self::ListGenerations,
         Self::Rotate,
@@ -59,6 +60,7 @@ impl Action {
         Self::QueryAudit,
         Self::RecordScan,
         Self::ExtendLease,
+        Self::ChangeRoots,
     ];
 
     pub fn name(self) -> &'static str {
@@ -72,6 +74,7 @@ impl Action {
             Self::QueryAudit => "audit-query",
             Self::RecordScan => "record-scan",
             Self::ExtendLease => "extend-lease",
+            Self::ChangeRoots => "change-roots",
         }
     }
 
@@ -91,6 +94,7 @@ impl Action {
             "QueryAudit" => Self::QueryAudit,
             "RecordScan" => Self::RecordScan,
             "ExtendLease" => Self::ExtendLease,
+            "ChangeRoots" => Self::ChangeRoots,
             _ => return None,
         })
     }
@@ -144,12 +148,13 @@ impl Role {
 
     pub fn rights(self) -> Rights {
         use Action::{
-            ExtendLease, ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian, Rotate, Status, VerifyAudit,
+            ChangeRoots, ExtendLease, ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian, Rotate,
+            Status, VerifyAudit,
         };
         let more: &[Action] = match self {
             Self::Viewer => &[],
             Self::Operator => &[RestartCustodian, RecordScan],
-            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease],
+            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease, ChangeRoots],
             Self::Auditor => &[VerifyAudit, QueryAudit],
         };
         [Status, ListGenerations].iter().chain(more).copied().collect()
@@ -205,17 +210,17 @@ mod tests {
         assert_eq!(may(&peer(10, &[])), ["status", "list"]);
         assert_eq!(
             may(&peer(20, &[])),
-            ["status", "list", "rotate", "rescue", "restart-custodian", "record-scan", "extend-lease"]
+            ["status", "list", "rotate", "rescue", "restart-custodian", "record-scan", "extend-lease", "change-roots"]
         );
-        assert_eq!(may(&peer(30, &[])), ["status", "list", "rotate", "rescue", "extend-lease"]);
-        assert_eq!(may(&peer(99, &[7])), ["status", "list", "rotate", "rescue", "extend-lease"]);
+        assert_eq!(may(&peer(30, &[])), ["status", "list", "rotate", "rescue", "extend-lease", "change-roots"]);
+        assert_eq!(may(&peer(99, &[7])), ["status", "list", "rotate", "rescue", "extend-lease", "change-roots"]);
         assert_eq!(may(&peer(40, &[])), ["status", "list", "audit-verify", "audit-query"]);
     }
 
     #[test]
     fn a_denial_wins_over_every_grant() {
-        assert_eq!(may(&peer(30, &[9])), ["status", "list", "rescue", "extend-lease"]);
-        assert_eq!(may(&peer(99, &[7, 9])), ["status", "list", "rescue", "extend-lease"]);
+        assert_eq!(may(&peer(30, &[9])), ["status", "list", "rescue", "extend-lease", "change-roots"]);
+        assert_eq!(may(&peer(99, &[7, 9])), ["status", "list", "rescue", "extend-lease", "change-roots"]);
     }
 
     #[test]

@@ -1,11 +1,101 @@
-//! Roots on the wire: what each opens, and what is still needed of it.
+//! Roots on the wire: what each opens and what is still needed of it, changes of them, and the progress of the rotation that
+//! every change is.
 
-use keystead_core::keyring::{GenerationState, Keyring, RootUse as Use};
+use std::sync::Arc;
+
+use keystead_core::hpke_p256::P256PublicKey;
+use keystead_core::keyring::{Generation, GenerationState, Keyring, RootUse as Use};
+use keystead_core::reason::Reason;
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_core::{RootId, RootKind};
-use keystead_wire::admin::v1::{ListRootsResponse, Root, RootUse};
+use keystead_wire::admin::v1::change_roots_request::Change;
+use keystead_wire::admin::v1::{ChangeRootsRequest, ListRootsResponse, Root, RootUse, RotateProgress};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::BoxStream;
+use tonic::{Response, Status};
 
+use super::admin::describe;
+use super::audited::Audited;
 use super::scan;
+use super::status_map::rotation_error;
+use crate::service::keys::Closed;
+use crate::service::lifecycle::Lifecycle;
+use crate::service::roots::RootsChange;
+use crate::service::rotation::{RotationError, RotationStep};
+use crate::upstream::contract::UpstreamIdentity;
+
+/// A reason to go on although older generations may be needed; empty is none.
+pub(super) fn forced(reason: &str) -> Result<Option<Reason>, Status> {
+    match reason {
+        "" => Ok(None),
+        reason => reason.parse().map(Some).map_err(|error| invalid(&error)),
+    }
+}
+
+/// What is asked for, and what the trail says of it.
+pub(super) fn change(request: &ChangeRootsRequest) -> Result<(RootsChange, Option<Reason>, Value), Status> {
+    let force = forced(&request.force)?;
+    let change = request.change.as_ref().ok_or_else(|| Status::invalid_argument("it does not say which root"))?;
+    let (change, mut details) = match change {
+        Change::AddRecovery(add) => {
+            let key = P256PublicKey::from_pem(&add.recovery_key).map_err(|error| invalid(&error))?;
+            let details = json!({"add": "recovery", "root": key.recovery_root_id().to_string()});
+            (RootsChange::AddRecovery { key, replace: add.replace }, details)
+        }
+        Change::RemoveRecovery(remove) => {
+            (RootsChange::RemoveRecovery { leave_one_root: remove.leave_one_root }, json!({"remove": "recovery"}))
+        }
+        Change::AddUpstream(_) => (RootsChange::AddUpstream, json!({"add": "upstream"})),
+        Change::RemoveUpstream(_) => (RootsChange::RemoveUpstream, json!({"remove": "upstream"})),
+    };
+    if let Some(reason) = &force {
+        details["force"] = json!(reason.to_string());
+    }
+    Ok((change, force, details))
+}
+
+fn invalid(error: &impl ToString) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// What a rotation tells its steps to.
+pub(super) type Progress = Box<dyn Fn(RotationStep) + Send + Sync>;
+
+/// Carries a rotation out and tells its steps. In a task of its own: a client that hangs up does not stop it half-way.
+pub(super) fn follow<R>(
+    lifecycle: Arc<Lifecycle>,
+    audited: Audited,
+    rotate: impl FnOnce(Arc<Lifecycle>, Progress) -> R,
+) -> Response<BoxStream<RotateProgress>>
+where
+    R: Future<Output = Result<Generation, RotationError>> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(4);
+    let steps = sender.clone();
+    let progress = move |step| {
+        let step = match step {
+            RotationStep::Prepared => "prepared",
+            RotationStep::Verified => "verified",
+            // Told together with the generation, below.
+            RotationStep::Activated => return,
+        };
+        let _ = steps.try_send(Ok(RotateProgress { step: step.into(), generation: None }));
+    };
+    let rotated = rotate(lifecycle.clone(), Box::new(progress));
+    tokio::spawn(async move {
+        let outcome = rotated.await.map_err(|error| rotation_error(&error));
+        let made = |made: &Generation| json!({"generation": made.number.0, "key_id": made.key_id.as_str()});
+        let last = audited.outcome(outcome, made).await.map(|generation| {
+            let serving = lifecycle.keys().serving();
+            let generation = serving.keys.as_ref().map(|keys| describe(keys, &generation));
+            RotateProgress { step: "activated".into(), generation }
+        });
+        let _ = sender.send(last).await;
+    });
+    Response::new(Box::pin(ReceiverStream::new(receiver)))
+}
 
 /// One wrap of one generation.
 pub(super) fn root(wrap: &WrappedKek) -> Root {
@@ -86,6 +176,46 @@ pub(super) fn warnings(keyring: &Keyring) -> Vec<String> {
     let token = custody.and_then(|root| warning(&format!("the CMK in the token ({})", root.kind), &root));
     warnings.extend(token);
     warnings
+}
+
+/// That generations rooted in the cloud are shut, and why.
+pub(super) fn closed(keyring: &Keyring, closed: Option<&Closed>) -> Option<String> {
+    closed.map(|closed| format!("generations {} cannot be opened: {}", in_cloud(keyring), closed.reason))
+}
+
+/// Where configuration and record do not say the same of the cloud: a line of what that means. A record that needs the cloud
+/// while the configuration names none says so by what is sealed or shut.
+pub(super) fn disagreement(keyring: &Keyring, configured: Option<&UpstreamIdentity>) -> Option<String> {
+    let identity = configured?;
+    let active = keyring.active()?;
+    let named = format!("[upstream] names {} {}", identity.kind, id(identity.kind, &identity.root_id));
+    if let Some(wrap) = active.upstream_wrap().filter(|_| active.is_rooted_in_cloud()) {
+        let same = (wrap.root_kind, &wrap.root_id) == (identity.kind, &identity.root_id);
+        let root = id(wrap.root_kind, &wrap.root_id);
+        let moves = "`keystead roots add upstream` moves the key";
+        return (!same).then(|| format!("{named}, but the active generation's root is {root}: {moves}"));
+    }
+    Some(match (keyring.custody_only, keyring.needs_cloud()) {
+        (false, _) => format!(
+            "{named}, but the active generation's root is in custody: the next rotation, or `keystead roots add upstream`, moves \
+             the key to the cloud"
+        ),
+        (true, true) if keyring.rewritten().is_err() => format!(
+            "{named}, but new generations stay in custody (`keystead roots remove upstream`): it is needed for generations {} until \
+             every Secret is rewritten",
+            in_cloud(keyring)
+        ),
+        (true, _) => format!(
+            "{named}, but new generations stay in custody (`keystead roots remove upstream`), and no object in etcd needs it any \
+             more: take [upstream] out of the configuration"
+        ),
+    })
+}
+
+/// Numbers of the generations that decrypt and are rooted in the cloud.
+fn in_cloud(keyring: &Keyring) -> String {
+    let generations = keyring.generations.iter().filter(|each| each.decrypts() && each.is_rooted_in_cloud());
+    generations.map(|generation| generation.number.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// `None`: nothing in etcd needs it, and nothing was passed over.
@@ -202,6 +332,31 @@ mod tests {
         scanned(&mut ring, &[0, 0, 5], 0);
         assert_eq!(warnings(&ring), Vec::<String>::new());
         assert_eq!(list(&ring).scan.unwrap().rewritten_since, 9);
+    }
+
+    #[test]
+    fn configuration_and_record_that_differ_are_told_in_a_line() {
+        let identity = |key: &[u8]| UpstreamIdentity {
+            kind: RootKind::AlibabaKms,
+            root_id: RootId::new(key).unwrap(),
+            provider: "a cloud",
+            region: String::new(),
+            endpoint: String::new(),
+        };
+        let (one, two) = (identity(b"key-1"), identity(b"key-2"));
+        const LOCAL: Wraps = &[(RootKind::Pkcs11, b"a1")];
+        const CLOUD: Wraps = &[(RootKind::AlibabaKms, b"key-1")];
+        let told = |ring: &Keyring, identity| disagreement(ring, identity).unwrap_or_default();
+        let ring = keyring(&[LOCAL, CLOUD]);
+        assert_eq!(told(&ring, Some(&one)), "");
+        assert!(told(&ring, Some(&two)).contains("roots add upstream"), "{}", told(&ring, Some(&two)));
+        let mut ring = keyring(&[CLOUD, LOCAL]);
+        assert!(told(&ring, Some(&one)).contains("the next rotation"), "{}", told(&ring, Some(&one)));
+        ring.custody_only = true;
+        assert!(told(&ring, Some(&one)).contains("needed for generations 1 until"), "{}", told(&ring, Some(&one)));
+        scanned(&mut ring, &[0, 5], 0);
+        assert!(told(&ring, Some(&one)).contains("take [upstream] out"), "{}", told(&ring, Some(&one)));
+        assert_eq!(told(&ring, None), "");
     }
 
     #[test]

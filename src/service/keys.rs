@@ -36,8 +36,18 @@ pub struct Serving {
     pub availability: Availability,
     /// Why it is sealed or degraded and what to do; empty while online.
     pub reason: String,
+    /// Why generations whose root is in the cloud may not be used, though the active one may.
+    pub cloud_closed: Option<Closed>,
     /// `None` until a record was authenticated.
     pub keys: Option<Arc<Keys>>,
+}
+
+/// A door that is shut on some generations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    pub reason: String,
+    /// It opens by itself, within moments.
+    pub passes: bool,
 }
 
 /// The generations of an authentic record, by key ID.
@@ -115,8 +125,12 @@ pub enum ServeError {
 impl KeyService {
     /// `sessions` is how many requests custody serves at a time.
     pub fn new(custody: CustodyClient, sessions: usize) -> Self {
-        let serving =
-            Serving { availability: Availability::Sealed(SealReason::Starting), reason: "starting".into(), keys: None };
+        let serving = Serving {
+            availability: Availability::Sealed(SealReason::Starting),
+            reason: "starting".into(),
+            cloud_closed: None,
+            keys: None,
+        };
         let unwraps = Arc::new(Semaphore::new(sessions.max(1)));
         Self { serving: ArcSwap::from_pointee(serving), custody, unwraps }
     }
@@ -161,8 +175,8 @@ impl KeyService {
             Some(keys) => keys,
             None => {
                 let keys = self.load(&slot).await?;
-                // Sealed meanwhile: whoever waited for the key must not get it any more.
-                self.serving.load().active()?;
+                // Sealed meanwhile, or closed: whoever waited for the key must not get it any more.
+                self.serving.load().slot(key_id)?;
                 keys
             }
         };
@@ -253,14 +267,30 @@ impl Serving {
         }
     }
 
+    /// Why this generation may not be used, though the active one may.
+    pub fn closed_to(&self, generation: &Generation) -> Option<&Closed> {
+        self.cloud_closed.as_ref().filter(|_| generation.decrypts() && generation.is_rooted_in_cloud())
+    }
+
     fn slot(&self, key_id: &str) -> Result<&Arc<Slot>, ServeError> {
         self.active()?;
         let slots = self.keys.as_ref().map(|keys| &keys.slots);
         match slots.and_then(|slots| slots.get(key_id)) {
-            Some(slot) if slot.generation.decrypts() => Ok(slot),
+            Some(slot) if slot.generation.decrypts() => {
+                self.closed_to(&slot.generation).map_or(Ok(slot), |closed| Err(closed.error()))
+            }
             Some(_) => Err(ServeError::Destroyed),
             None if key_id.parse::<KeyId>().is_err() => Err(ServeError::MalformedKeyId),
             None => Err(ServeError::UnknownKeyId),
+        }
+    }
+}
+
+impl Closed {
+    fn error(&self) -> ServeError {
+        match self.passes {
+            true => ServeError::Sealed(self.reason.clone()),
+            false => ServeError::Refused(self.reason.clone()),
         }
     }
 }
@@ -319,11 +349,12 @@ impl Keys {
 
     /// Gives up every KEK in memory. Requests under way finish with the keys they hold.
     pub fn wipe(&self) {
-        for slot in self.slots.values() {
-            let _loading = slot.loading.lock().unwrap_or_else(PoisonError::into_inner);
-            slot.closed.store(true, Ordering::Relaxed);
-            slot.loaded.store(None);
-        }
+        self.slots().for_each(|slot| slot.wipe());
+    }
+
+    /// Gives up those whose root is in the cloud.
+    pub fn wipe_cloud(&self) {
+        self.slots().filter(|slot| slot.generation.is_rooted_in_cloud()).for_each(|slot| slot.wipe());
     }
 }
 
@@ -353,6 +384,13 @@ impl Slot {
         self.loaded.store(before.loaded.load_full());
         self.encrypts.store(before.encrypts.load(Ordering::Relaxed), Ordering::Relaxed);
         self.decrypts.store(before.decrypts.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// For good: what follows is a slot of its own.
+    fn wipe(&self) {
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, Ordering::Relaxed);
+        self.loaded.store(None);
     }
 
     /// Opens it anew, whether or not it is in memory.

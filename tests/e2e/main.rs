@@ -33,6 +33,7 @@ mod quickstart;
 mod recover;
 mod recovery;
 mod roles;
+mod roots;
 mod rotation;
 mod scan;
 mod shim;

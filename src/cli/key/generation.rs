@@ -15,6 +15,7 @@ pub fn json(generation: &Generation) -> Value {
         "activated": time::rfc3339(generation.activated),
         "loaded": generation.loaded,
         "objects": generation.objects,
+        "fault": (!generation.fault.is_empty()).then_some(&generation.fault),
         "forced": (!generation.forced.is_empty()).then_some(&generation.forced),
         "encrypts": generation.encrypts,
         "decrypts": generation.decrypts,

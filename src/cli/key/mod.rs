@@ -3,7 +3,7 @@
 mod describe;
 pub(super) mod generation;
 mod list;
-mod rotate;
+pub(super) mod rotate;
 
 use std::path::Path;
 

@@ -40,6 +40,7 @@ fn generation(number: u64, state: &str) -> Generation {
         decrypts: 2,
         annotation: Vec::new(),
         objects: Some(120),
+        fault: String::new(),
         forced: String::new(),
     }
 }

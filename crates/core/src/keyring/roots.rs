@@ -95,6 +95,11 @@ impl Keyring {
         }
     }
 
+    /// Whether the active generation is.
+    pub fn is_rooted_in_cloud(&self) -> bool {
+        self.active().is_some_and(Generation::is_rooted_in_cloud)
+    }
+
     /// Whether a generation that decrypts hangs on the cloud, though the active one may not.
     pub fn needs_cloud(&self) -> bool {
         self.newest_in_cloud().is_some()
