@@ -167,7 +167,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Reload => reload::run(config),
         Command::Doctor(arguments) => doctor::run(&arguments, config),
         Command::Key(command) => key::run(&command, config, cli.global.output),
-        Command::Roots(command) => roots::run(&command, config),
+        Command::Roots(command) => roots::run(&command, config, cli.global.output),
         Command::Etcd(command) => etcd::run(&command, config, cli.global.output),
         Command::Backup(command) => backup::run(&command, config, cli.global.output),
         Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),

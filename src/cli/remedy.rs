@@ -92,6 +92,7 @@ impl Remedy for RotationError {
     fn next(&self) -> &'static str {
         match self {
             Self::Refused(_) => "`keystead doctor` says what stands in the way",
+            Self::Roots(_) => "`keystead roots list` shows the roots",
             Self::NotRewritten(_) => "`keystead etcd scan`, once every Secret is rewritten",
             Self::Transition(_) => "`keystead key list` shows the states of the generations",
             Self::Upstream(_) => UPSTREAM,
@@ -106,7 +107,7 @@ impl Remedy for InitError {
     fn next(&self) -> &'static str {
         match self {
             Self::AlreadyInitialized(_) => "`keystead serve`; in scripts, `keystead init --if-needed`",
-            Self::OtherRecovery(_) => "leave it, or make another keyring: `keyring` and `store.path` of its own",
+            Self::OtherRecovery(_) => "`keystead roots list` shows the one it has",
             Self::LostStore => "look for the store first: `keystead recover`, docs/runbooks/recovery.md",
             Self::Store(error) => error.next(),
             Self::Custody(error) => error.next(),

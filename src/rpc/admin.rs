@@ -8,17 +8,15 @@ use keystead_core::RootKind;
 use keystead_core::availability::Availability;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::Keyring;
-use keystead_core::reason::Reason;
-use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Audit, AuditLine, CancelDeletionRequest, CancelDeletionResponse, CustodianProcess, Custody, ExtendLeaseRequest,
-    ExtendLeaseResponse, ForgetBackupRequest, ForgetBackupResponse, Generation, GetStatusRequest, GetStatusResponse,
-    ListBackupsRequest, ListBackupsResponse, ListGenerationsRequest, ListGenerationsResponse, QueryAuditRequest,
-    RecordScanRequest, RecordScanResponse, RegisterBackupRequest, RegisterBackupResponse, ReloadRequest,
-    ReloadResponse, RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root,
-    RotateProgress, RotateRequest, Sandbox, ScheduleDeletionRequest, ScheduleDeletionResponse, VerifyAuditRequest,
-    VerifyAuditResponse,
+    Audit, AuditLine, CancelDeletionRequest, CancelDeletionResponse, ChangeRootsRequest, CustodianProcess, Custody,
+    ExtendLeaseRequest, ExtendLeaseResponse, ForgetBackupRequest, ForgetBackupResponse, Generation, GetStatusRequest,
+    GetStatusResponse, ListBackupsRequest, ListBackupsResponse, ListGenerationsRequest, ListGenerationsResponse,
+    ListRootsRequest, ListRootsResponse, QueryAuditRequest, RecordScanRequest, RecordScanResponse,
+    RegisterBackupRequest, RegisterBackupResponse, ReloadRequest, ReloadResponse, RescueRequest, RescueResponse,
+    RestartCustodianRequest, RestartCustodianResponse, RotateProgress, RotateRequest, Sandbox, ScheduleDeletionRequest,
+    ScheduleDeletionResponse, Upstream, VerifyAuditRequest, VerifyAuditResponse,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -28,8 +26,8 @@ use tonic::{Request, Response, Status};
 
 use super::audited::AdminAudit;
 use super::reload::{self, Reloads};
-use super::status_map::{extend_error, rescue_error, rotation_error, scan_error};
-use super::{backups, deletion, outlook, rotation, scan, upstream};
+use super::status_map::{extend_error, rescue_error, scan_error};
+use super::{backups, deletion, outlook, roots, rotation, scan, upstream};
 use crate::audit::Trail;
 use crate::audit::query::{Filter, query_last};
 use crate::audit::verify::{Verified, VerifyError};
@@ -39,7 +37,6 @@ use crate::service::keys::Keys;
 use crate::service::lifecycle::{CustodyState, Lifecycle};
 use crate::service::notices;
 use crate::service::rescue::Rescued;
-use crate::service::rotation::RotationStep;
 use crate::service::spending::Spending;
 
 /// What the process knows and the rooms below do not.
@@ -122,10 +119,14 @@ impl AdminService {
             status.warnings.extend(deletions);
             let known = warnings(keyring, &status);
             status.warnings.extend(known);
-            let faults = keys.slots().filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
-            status.warnings.extend(
-                faults.map(|(number, fault)| format!("generation {number} cannot be opened by custody: {fault}")),
-            );
+            status.warnings.extend(roots::closed(keyring, serving.cloud_closed.as_ref()));
+            let upstream = self.lifecycle.upstream().map(|upstream| upstream.identity());
+            status.warnings.extend(roots::disagreement(keyring, upstream));
+            let open = keys.slots().filter(|slot| serving.closed_to(&slot.generation).is_none());
+            let faults = open.filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
+            status
+                .warnings
+                .extend(faults.map(|(number, fault)| format!("generation {number} cannot be opened: {fault}")));
             if self.lifecycle.is_in_debt() {
                 status.warnings.push(notices::UNSETTLED.into());
             }
@@ -145,7 +146,8 @@ impl AdminService {
                         .into(),
                 );
             }
-            Some(upstream::describe(view))
+            let older_only = serving.keys.as_ref().is_some_and(|keys| !keys.keyring.is_rooted_in_cloud());
+            Some(Upstream { older_only, ..upstream::describe(view) })
         });
         outlook::explain(&mut status);
         status
@@ -189,11 +191,13 @@ impl Admin for AdminService {
         _request: Request<ListGenerationsRequest>,
     ) -> Result<Response<ListGenerationsResponse>, Status> {
         let serving = self.lifecycle.keys().serving();
-        let keys = serving
-            .keys
-            .as_ref()
-            .ok_or_else(|| Status::unavailable(format!("there is no authentic keyring: {}", serving.reason)))?;
+        let keys = serving.keys.as_ref().ok_or_else(|| no_keyring(&serving.reason))?;
         let mut generations: Vec<_> = keys.keyring.generations.iter().map(|each| describe(keys, each)).collect();
+        for (shown, generation) in generations.iter_mut().zip(&keys.keyring.generations) {
+            if let Some(why) = serving.closed_to(generation) {
+                shown.fault.clone_from(&why.reason);
+            }
+        }
         for report in self.lifecycle.deletions() {
             let waiting = generations.iter_mut().find(|each| each.number == report.generation.number.0);
             waiting.into_iter().for_each(|each| each.deletion = Some(deletion::shown(&report)));
@@ -201,36 +205,30 @@ impl Admin for AdminService {
         Ok(Response::new(ListGenerationsResponse { generations }))
     }
 
+    async fn list_roots(&self, _request: Request<ListRootsRequest>) -> Result<Response<ListRootsResponse>, Status> {
+        let serving = self.lifecycle.keys().serving();
+        let keys = serving.keys.as_ref().ok_or_else(|| no_keyring(&serving.reason))?;
+        Ok(Response::new(roots::list(&keys.keyring)))
+    }
+
     async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<BoxStream<RotateProgress>>, Status> {
-        let force = match request.get_ref().force.as_str() {
-            "" => None,
-            reason => Some(reason.parse::<Reason>().map_err(|error| Status::invalid_argument(error.to_string()))?),
-        };
+        let force = roots::forced(&request.get_ref().force)?;
         let details = force.as_ref().map_or_else(|| json!({}), |reason| json!({"force": reason.to_string()}));
         let audited = self.audit.intent("rotate", &request, details).await?;
-        let (sender, receiver) = mpsc::channel(4);
-        let lifecycle = self.lifecycle.clone();
-        // A task of its own: a client that hangs up does not stop a rotation half-way.
-        tokio::spawn(async move {
-            let progress = |step| {
-                let step = match step {
-                    RotationStep::Prepared => "prepared",
-                    RotationStep::Verified => "verified",
-                    // Told together with the generation, below.
-                    RotationStep::Activated => return,
-                };
-                let _ = sender.try_send(Ok(RotateProgress { step: step.into(), generation: None }));
-            };
-            let outcome = lifecycle.rotate(force, progress).await.map_err(|error| rotation_error(&error));
-            let made = |generation: &keystead_core::keyring::Generation| json!({"generation": generation.number.0, "key_id": generation.key_id.as_str()});
-            let last = audited.outcome(outcome, made).await.map(|generation| {
-                let serving = lifecycle.keys().serving();
-                let generation = serving.keys.as_ref().map(|keys| describe(keys, &generation));
-                RotateProgress { step: "activated".into(), generation }
-            });
-            let _ = sender.send(last).await;
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(roots::follow(self.lifecycle.clone(), audited, |lifecycle, progress| async move {
+            lifecycle.rotate(force, progress).await
+        }))
+    }
+
+    async fn change_roots(
+        &self,
+        request: Request<ChangeRootsRequest>,
+    ) -> Result<Response<BoxStream<RotateProgress>>, Status> {
+        let (change, force, details) = roots::change(request.get_ref())?;
+        let audited = self.audit.intent("change-roots", &request, details).await?;
+        Ok(roots::follow(self.lifecycle.clone(), audited, |lifecycle, progress| async move {
+            lifecycle.change_roots(change, force, progress).await
+        }))
     }
 
     async fn rescue(&self, request: Request<RescueRequest>) -> Result<Response<RescueResponse>, Status> {
@@ -362,6 +360,10 @@ impl Admin for AdminService {
     }
 }
 
+fn no_keyring(reason: &str) -> Status {
+    Status::unavailable(format!("there is no authentic keyring: {reason}"))
+}
+
 fn audit(trail: &Trail) -> Audit {
     let counts = trail.counts();
     Audit {
@@ -425,7 +427,7 @@ pub(super) fn describe(keys: &Keys, generation: &keystead_core::keyring::Generat
         created: generation.created,
         activated: generation.activated.unwrap_or(0),
         loaded: slot.is_some_and(|slot| slot.is_loaded()),
-        roots: generation.wraps.iter().map(root).collect(),
+        roots: generation.wraps.iter().map(roots::root).collect(),
         encrypts: slot.map_or(0, |slot| slot.encrypts.load(Ordering::Relaxed)),
         decrypts: slot.map_or(0, |slot| slot.decrypts.load(Ordering::Relaxed)),
         // Retired generations of a recovered store may carry more roots than an annotation holds.
@@ -434,26 +436,8 @@ pub(super) fn describe(keys: &Keys, generation: &keystead_core::keyring::Generat
         forced: generation.forced.as_ref().map(ToString::to_string).unwrap_or_default(),
         deletion: None,
         tombstone: generation.tombstone.as_ref().map(deletion::tombstone),
+        fault: slot.and_then(|slot| slot.fault()).unwrap_or_default(),
     }
-}
-
-pub(super) fn root(wrap: &WrappedKek) -> Root {
-    let construction = match Construction::parse(&wrap.bytes) {
-        Ok(Construction::AesGcm { .. }) => "aes-gcm",
-        Ok(Construction::HpkeP256 { .. }) => "hpke-p256",
-        Ok(Construction::RsaOaep { .. }) => "rsa-oaep",
-        Ok(Construction::TpmEcdh { .. }) => "tpm-ecdh-p256",
-        Ok(Construction::TpmRsaOaep { .. }) => "tpm-rsa-oaep",
-        // Its inside is the cloud's affair.
-        Err(_) if wrap.root_kind.is_upstream() => "cloud",
-        Err(_) => "unknown",
-    };
-    let id = match wrap.root_kind.is_upstream() {
-        // As the cloud's console shows it.
-        true => String::from_utf8_lossy(wrap.root_id.as_bytes()).into_owned(),
-        false => wrap.root_id.to_string(),
-    };
-    Root { kind: wrap.root_kind.to_string(), id, construction: construction.into() }
 }
 
 /// What an operator should know although everything works.
@@ -478,6 +462,7 @@ fn warnings(keyring: &Keyring, status: &GetStatusResponse) -> Vec<String> {
     if keyring.rotation.is_some() {
         warnings.push(notices::ROTATION_CUT_OFF.into());
     }
+    warnings.extend(roots::warnings(keyring));
     warnings
 }
 

@@ -12,9 +12,10 @@ use keystead_wire::admin::v1::{
 use serde_json::{Value, json};
 use tonic::{Request, Status};
 
-use super::admin::{describe, root};
+use super::admin::describe;
 use super::audited::AdminAudit;
 use super::peer::Caller;
+use super::roots::root;
 use super::status_map::deletion_error;
 use crate::service::deletion::{DeletionReport, ScheduleRequest};
 use crate::service::lifecycle::Lifecycle;

@@ -20,6 +20,7 @@ mod peer_options;
 mod refusals;
 pub mod reload;
 pub mod roles;
+mod roots;
 mod rotation;
 mod scan;
 pub mod serve;

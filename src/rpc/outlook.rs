@@ -15,7 +15,11 @@ const URGENT_PERCENT: u64 = 25;
 /// Fills in what follows from the rest of `status`.
 pub fn explain(status: &mut GetStatusResponse) {
     if let Some(mut upstream) = status.upstream.take() {
-        upstream.consequence = consequence(&status.availability, &upstream);
+        upstream.consequence = if upstream.older_only {
+            older_consequence(&upstream)
+        } else {
+            consequence(&status.availability, &upstream)
+        };
         status.upstream = Some(upstream);
     }
     status.apiserver_restart = Some(apiserver_restart(status));
@@ -54,7 +58,7 @@ fn reboot(status: &GetStatusResponse) -> Survival {
         "ready" => {}
         state => return no(format!("custody is {state}: without it a new daemon cannot read its store")),
     }
-    let Some(upstream) = status.upstream.as_ref().filter(|upstream| !upstream.up) else {
+    let Some(upstream) = status.upstream.as_ref().filter(|upstream| !upstream.up && !upstream.older_only) else {
         return yes("");
     };
     if upstream.fault_class == "corrupt" {
@@ -70,6 +74,20 @@ fn reboot(status: &GetStatusResponse) -> Survival {
         return yes(format!("the offline copy opens for {} more", span(left)));
     }
     no(format!("the first start of a boot takes 15m off the lease, of which {} is left", span(left)))
+}
+
+/// The active generation does without the cloud.
+fn older_consequence(upstream: &Upstream) -> String {
+    if upstream.up {
+        return String::new();
+    }
+    match upstream.lease_remaining_seconds {
+        0 => "the lease is used up: generations whose root is in the cloud are shut until it answers".to_owned(),
+        left => {
+            let left = span(Duration::from_secs(left));
+            format!("in {left} the lease ends and generations whose root is in the cloud are shut. The others go on")
+        }
+    }
 }
 
 fn consequence(availability: &str, upstream: &Upstream) -> String {
@@ -215,6 +233,17 @@ mod tests {
             assert_eq!(status.actions.len(), 1, "{:?}", status.actions);
             assert!(status.upstream.unwrap().consequence.contains("nothing is served"));
         }
+    }
+
+    #[test]
+    fn outage_of_a_cloud_that_only_older_generations_need_ends_nothing_else() {
+        let upstream = |left, up| Upstream { older_only: true, copies_complete: false, up, ..outage(left).unwrap() };
+        let away = status("online", "ready", Some(upstream(3600, false)));
+        assert_eq!(survives(&away), (true, true));
+        let told = |status: &GetStatusResponse| status.upstream.as_ref().unwrap().consequence.clone();
+        assert!(told(&away).ends_with("The others go on") && told(&away).contains("in 1h 0m"), "{}", told(&away));
+        assert!(told(&status("online", "ready", Some(upstream(0, false)))).contains("used up"));
+        assert_eq!(told(&status("online", "ready", Some(upstream(3600, true)))), "");
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub enum Action {
     CancelDeletion,
     RegisterBackup,
     ForgetBackup,
+    ChangeRoots,
 }
 
 /// A set of actions.
@@ -57,7 +58,7 @@ pub struct RolePolicy {
 }
 
 impl Action {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Status,
         Self::ListGenerations,
         Self::Rotate,
@@ -72,6 +73,7 @@ impl Action {
         Self::CancelDeletion,
         Self::RegisterBackup,
         Self::ForgetBackup,
+        Self::ChangeRoots,
     ];
 
     pub fn name(self) -> &'static str {
@@ -90,6 +92,7 @@ impl Action {
             Self::CancelDeletion => "cancel-deletion",
             Self::RegisterBackup => "register-backup",
             Self::ForgetBackup => "forget-backup",
+            Self::ChangeRoots => "change-roots",
         }
     }
 
@@ -105,7 +108,7 @@ impl Action {
         }
         Some(match path.strip_prefix("/keystead.admin.v1.Admin/")? {
             "GetStatus" => Self::Status,
-            "ListGenerations" | "ListBackups" => Self::ListGenerations,
+            "ListGenerations" | "ListBackups" | "ListRoots" => Self::ListGenerations,
             "Rotate" => Self::Rotate,
             "Rescue" => Self::Rescue,
             "RestartCustodian" => Self::RestartCustodian,
@@ -118,6 +121,7 @@ impl Action {
             "CancelDeletion" => Self::CancelDeletion,
             "RegisterBackup" => Self::RegisterBackup,
             "ForgetBackup" => Self::ForgetBackup,
+            "ChangeRoots" => Self::ChangeRoots,
             _ => return None,
         })
     }
@@ -171,13 +175,13 @@ impl Role {
 
     pub fn rights(self) -> Rights {
         use Action::{
-            CancelDeletion, ExtendLease, ForgetBackup, ListGenerations, QueryAudit, RecordScan, RegisterBackup, Reload,
-            Rescue, RestartCustodian, Rotate, ScheduleDeletion, Status, VerifyAudit,
+            CancelDeletion, ChangeRoots, ExtendLease, ForgetBackup, ListGenerations, QueryAudit, RecordScan,
+            RegisterBackup, Reload, Rescue, RestartCustodian, Rotate, ScheduleDeletion, Status, VerifyAudit,
         };
         let more: &[Action] = match self {
             Self::Viewer => &[],
             Self::Operator => &[RestartCustodian, RecordScan, RegisterBackup, ForgetBackup, Reload],
-            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease, ScheduleDeletion, CancelDeletion],
+            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease, ScheduleDeletion, CancelDeletion, ChangeRoots],
             Self::Auditor => &[VerifyAudit, QueryAudit],
         };
         [Status, ListGenerations].iter().chain(more).copied().collect()
@@ -231,7 +235,7 @@ mod tests {
     #[test]
     fn each_role_has_its_rights_and_roles_add_up() {
         let looks = ["status", "list"];
-        let of_key = ["extend-lease", "schedule-deletion", "cancel-deletion"];
+        let of_key = ["extend-lease", "schedule-deletion", "cancel-deletion", "change-roots"];
         assert_eq!(may(&peer(10, &[])), looks);
         let mut both =
             [&looks[..], &["rotate", "rescue", "restart-custodian", "record-scan", "reload"], &of_key].concat();
@@ -246,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_denial_wins_over_every_grant() {
-        let rest = ["status", "list", "rescue", "extend-lease", "schedule-deletion", "cancel-deletion"];
+        let rest = ["status", "list", "rescue", "extend-lease", "schedule-deletion", "cancel-deletion", "change-roots"];
         assert_eq!(may(&peer(30, &[9])), rest);
         assert_eq!(may(&peer(99, &[7, 9])), rest);
     }

@@ -65,6 +65,7 @@ pub fn shown(keyring: &Keyring) -> Option<Scan> {
         unlisted: scan.unlisted,
         unknown: scan.unknown,
         rewritten: rewritten.is_ok(),
+        rewritten_since: scan.proven.filter(|_| rewritten.is_ok()).unwrap_or(0),
         detail: rewritten.err().map(|why| why.to_string()).unwrap_or_default(),
     })
 }

@@ -55,9 +55,10 @@ pub fn scan_error(error: &ScanError) -> Status {
 /// A failed rotation.
 pub fn rotation_error(error: &RotationError) -> Status {
     let code = match error {
-        RotationError::Refused(_) | RotationError::NotRewritten(_) | RotationError::Transition(_) => {
-            Code::FailedPrecondition
-        }
+        RotationError::Refused(_)
+        | RotationError::NotRewritten(_)
+        | RotationError::Roots(_)
+        | RotationError::Transition(_) => Code::FailedPrecondition,
         // The key before it serves on; the journal settles what was begun.
         RotationError::NotProven(_)
         | RotationError::Upstream(_)

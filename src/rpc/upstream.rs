@@ -43,5 +43,6 @@ pub(super) fn describe(view: CloudView) -> Upstream {
         proven: report.proven,
         pending_version: report.pending_version.unwrap_or_default(),
         copies_complete: report.copies_complete,
+        older_only: false,
     }
 }

@@ -16,6 +16,8 @@ use sha2::{Digest, Sha256};
 use super::clock::{Clock, KnownTime};
 use crate::upstream::contract::{Upstream, UpstreamError, UpstreamIdentity};
 
+/// Our own word for a generation under another cloud key than the configuration's.
+pub(super) const OTHER_ROOT: &str = "OtherRoot";
 /// How often the newest key version is asked for where unwraps do not tell it.
 const DESCRIBE_EVERY: u64 = 3600;
 /// After an answer that is a refusal, this soon again at the latest: such calls are counted and paid for.
@@ -309,7 +311,7 @@ pub(super) async fn open(
     let is_root = |wrap: &&WrappedKek| (wrap.root_kind, &wrap.root_id) == (identity.kind, &identity.root_id);
     let wrap = generation.upstream_wrap().filter(is_root).ok_or_else(|| {
         let detail = "the generation is wrapped under another cloud key than the one configured";
-        UpstreamError::new(FaultClass::Unclassified, "OtherRoot", detail)
+        UpstreamError::new(FaultClass::Unclassified, OTHER_ROOT, detail)
     })?;
     let context = generation.wrap_context(&keyring.keyring, wrap);
     let unwrapped = upstream.unwrap(&wrap.bytes, &context).await?;

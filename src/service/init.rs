@@ -55,7 +55,10 @@ pub struct Initialized {
 pub enum InitError {
     #[error("the store already holds keyring {0}: `keystead serve` serves it")]
     AlreadyInitialized(KeyringId),
-    #[error("keyring {0} has another recovery root than asked for: recovery is chosen once, when a keyring is made")]
+    #[error(
+        "keyring {0} has another recovery root than asked for: ask for the one it has, or change it with `keystead roots add \
+         recovery`, `keystead roots remove recovery` while the daemon runs"
+    )]
     OtherRecovery(KeyringId),
     #[error(
         "the token already holds an epoch secret of this keyring and node, but the store is empty: a store was lost. Put \
@@ -157,6 +160,7 @@ async fn begin(
         epoch: epochs.last().copied().unwrap_or(0) + 1,
         token: TokenIdentity { serial: token.token.serial.clone(), label: token.token.label.clone() },
         recovery: recovery_root(request),
+        custody_only: false,
         last_number: GenerationNumber(0),
         rotation: None,
         scan: None,
@@ -220,8 +224,5 @@ async fn resume(
 }
 
 fn recovery_root(request: &InitRequest) -> RecoveryRoot {
-    match &request.recovery {
-        None => RecoveryRoot::Declined,
-        Some(key) => RecoveryRoot::PublicKey { point: key.as_sec1().to_vec() },
-    }
+    RecoveryRoot::of(request.recovery.as_ref())
 }

@@ -40,8 +40,18 @@ pub struct Serving {
     pub availability: Availability,
     /// Why it is sealed or degraded and what to do; empty while online.
     pub reason: String,
+    /// Why generations whose root is in the cloud may not be used, though the active one may.
+    pub cloud_closed: Option<Closed>,
     /// `None` until a record was authenticated.
     pub keys: Option<Arc<Keys>>,
+}
+
+/// A door that is shut on some generations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    pub reason: String,
+    /// It opens by itself, within moments.
+    pub passes: bool,
 }
 
 /// The generations of an authentic record, by key ID.
@@ -122,8 +132,12 @@ pub enum ServeError {
 impl KeyService {
     /// `sessions` is how many requests custody serves at a time.
     pub fn new(custody: CustodyClient, sessions: usize) -> Self {
-        let serving =
-            Serving { availability: Availability::Sealed(SealReason::Starting), reason: "starting".into(), keys: None };
+        let serving = Serving {
+            availability: Availability::Sealed(SealReason::Starting),
+            reason: "starting".into(),
+            cloud_closed: None,
+            keys: None,
+        };
         let unwraps = Arc::new(Semaphore::new(sessions.max(1)));
         Self {
             serving: ArcSwap::from_pointee(serving),
@@ -191,8 +205,8 @@ impl KeyService {
             Some(keys) => keys,
             None => {
                 let keys = self.load(&slot).await?;
-                // Sealed meanwhile: whoever waited for the key must not get it any more.
-                self.serving.load().active()?;
+                // Sealed meanwhile, or closed: whoever waited for the key must not get it any more.
+                self.serving.load().slot(key_id)?;
                 keys
             }
         };
@@ -290,14 +304,30 @@ impl Serving {
         }
     }
 
+    /// Why this generation may not be used, though the active one may.
+    pub fn closed_to(&self, generation: &Generation) -> Option<&Closed> {
+        self.cloud_closed.as_ref().filter(|_| generation.decrypts() && generation.is_rooted_in_cloud())
+    }
+
     fn slot(&self, key_id: &str) -> Result<&Arc<Slot>, ServeError> {
         self.active()?;
         let slots = self.keys.as_ref().map(|keys| &keys.slots);
         match slots.and_then(|slots| slots.get(key_id)) {
-            Some(slot) if slot.generation.decrypts() => Ok(slot),
+            Some(slot) if slot.generation.decrypts() => {
+                self.closed_to(&slot.generation).map_or(Ok(slot), |closed| Err(closed.error()))
+            }
             Some(_) => Err(ServeError::Destroyed),
             None if key_id.parse::<KeyId>().is_err() => Err(ServeError::MalformedKeyId),
             None => Err(ServeError::UnknownKeyId),
+        }
+    }
+}
+
+impl Closed {
+    fn error(&self) -> ServeError {
+        match self.passes {
+            true => ServeError::Sealed(self.reason.clone()),
+            false => ServeError::Refused(self.reason.clone()),
         }
     }
 }
@@ -355,8 +385,14 @@ impl Keys {
     }
 
     /// Gives up every KEK in memory. Requests under way finish with the keys they hold.
+    /// For good: what follows is a slot of its own.
     pub fn wipe(&self) {
-        self.slots.values().for_each(|slot| slot.wipe());
+        self.slots().for_each(|slot| slot.wipe());
+    }
+
+    /// Gives up those whose root is in the cloud.
+    pub fn wipe_cloud(&self) {
+        self.slots().filter(|slot| slot.generation.is_rooted_in_cloud()).for_each(|slot| slot.wipe());
     }
 }
 
@@ -404,6 +440,7 @@ impl Slot {
     }
 
     /// Gives up its KEK, also one that is on its way. Requests under way finish with the keys they hold.
+    /// For good: what follows is a slot of its own.
     pub(super) fn wipe(&self) {
         let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         self.closed.store(true, Ordering::Relaxed);

@@ -48,15 +48,11 @@ impl Lifecycle {
     pub(super) fn check_lease(&self) {
         let Some(cloud) = &self.cloud else { return };
         let Some(lease) = cloud.count_lease(cloud.clock.now()) else { return };
-        let in_cloud = self
-            .keys
-            .serving()
-            .keys
-            .as_ref()
-            .and_then(|keys| keys.keyring.active().map(|active| active.upstream_wrap().is_some()));
-        if lease.is_used_up() && in_cloud == Some(true) {
-            if self.keys.serving().availability.serves() {
-                tracing::error!("the lease is used up: refused, and wiped from memory");
+        let serving = self.keys.serving();
+        let in_cloud = serving.keys.as_ref().is_some_and(|keys| keys.keyring.needs_cloud());
+        if lease.is_used_up() && in_cloud {
+            if serving.availability.serves() && self.machine.state().opens_cloud() {
+                tracing::error!("the lease is used up: what hangs on the cloud is refused, and wiped from memory");
                 // Else the last word on the disk would be that a little is left, for the next boot to use.
                 cloud.memory().dirty = true;
             }
@@ -131,10 +127,12 @@ impl Lifecycle {
         let keyring = self.keyring().ok_or_else(|| ExtendError::NotStarted(serving.reason.clone()))?;
         let state = keyring.upstream.as_ref().ok_or(ExtendError::NoLease)?;
         let key = state.grant_key.as_ref().ok_or(ExtendError::NoGrantKey)?;
-        match serving.availability {
-            Availability::Revoked { .. } => return Err(ExtendError::Revoked),
-            Availability::Online => return Err(ExtendError::NotNeeded),
-            _ => {}
+        let machine = self.machine.state();
+        if machine.is_revoked() {
+            return Err(ExtendError::Revoked);
+        }
+        if serving.availability == Availability::Online && machine.upstream_fault().is_none() && machine.opens_cloud() {
+            return Err(ExtendError::NotNeeded);
         }
         let grant = Grant::read(file, key)?;
         grant.is_for(&keyring)?;

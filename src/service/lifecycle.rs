@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use keystead_core::availability::{Availability, Cause, Observation, Past, SealReason, Source};
+use keystead_core::availability::{Availability, Cause, Observation, Root, SealReason, Source};
 use keystead_core::keyring::Keyring;
 use keystead_core::waiting_period::ServedTime;
 use keystead_core::{FaultClass, KeyringId, NodeId, RootKind};
@@ -123,7 +123,10 @@ pub enum StartError {
     Active(ServeError),
     #[error("the keyring has no active generation: `keystead init` was cut off; run it again")]
     NoActive,
-    #[error("the keyring's root is in a cloud KMS, and the configuration has no [upstream]")]
+    #[error(
+        "the active generation's root is in a cloud KMS, and the configuration has no [upstream]: put it back. To do without, \
+         `keystead roots remove upstream` comes first"
+    )]
     NoUpstream,
     #[error("the cloud does not open the key ({0}), and no offline copy may stand in for it")]
     NothingOpens(String),
@@ -194,7 +197,11 @@ impl Lifecycle {
         let _turn = self.turn.lock().await;
         self.tend_once().await;
         let pause = match &self.keys.serving().availability {
+            Availability::Online if self.owes_shredding() => Duration::from_secs(1),
             Availability::Online if self.is_unsettled() => Duration::from_secs(5).min(self.settings.probe_interval),
+            Availability::Online if self.machine.state().upstream_fault().is_some() => {
+                STORED_IN_TIME.min(self.settings.probe_interval)
+            }
             Availability::Online => self.settings.probe_interval,
             Availability::Degraded { cause: Cause::Upstream(_) | Cause::Configuration(_), .. } => {
                 STORED_IN_TIME.min(self.settings.probe_interval)
@@ -232,6 +239,7 @@ impl Lifecycle {
         self.look_at_time();
         if self.keys.serving().availability.serves() {
             self.probe().await;
+            self.shred().await;
         } else {
             self.shred().await;
             if !self.waits_for_upstream() {
@@ -241,6 +249,7 @@ impl Lifecycle {
         // The active generation is served by now: the rest follows behind it.
         if self.custody_serves() {
             self.settle().await;
+            self.release_cloud().await;
             self.load_retired().await;
             self.check_all().await;
             self.restore().await;
@@ -344,9 +353,10 @@ impl Lifecycle {
         let earlier = self.keys.serving().keys.clone();
         let keys = Keys::new(settled.keyring, earlier.as_deref());
         let active = keys.active().ok_or(StartError::NoActive)?;
-        if active.generation.upstream_wrap().is_some() && active.generation.custody_wrap().is_none() {
+        if active.generation.is_rooted_in_cloud() {
             return self.start_in_cloud(keys).await;
         }
+        self.remember_cloud(&keys.keyring);
         if let Some(kek) = settled.kek {
             active.fill(kek);
         }
@@ -361,24 +371,9 @@ impl Lifecycle {
         let state = keys.keyring.upstream.clone().ok_or(StartError::NoUpstream)?;
         self.prepare_marker();
         cloud.adopt(&state, cloud.clock.now());
-        let revoked = match &state.revoked {
-            Some(revocation) => Some(Some(revocation.class)),
-            None => self.marker_is_raised().then_some(None),
-        };
-        let (now, written) = (cloud.clock.now(), state.lease.seen());
-        let same_boot = now.boot == written.boot && now.boot_time >= written.boot_time;
-        let past = Past {
-            proven: state.proven == Some(cloud.digest),
-            denials: state.denials,
-            written: same_boot.then(|| Duration::from_secs(written.boot_time)),
-            revoked,
-            disabled: false,
-        };
+        self.observe(Observation::Rooted(Root::Upstream), String::new(), None);
+        let (past, told) = self.past(cloud, &state);
         // Refused from here on, if it is: the keys shown are the record's, with nothing in memory.
-        let told = match &state.revoked {
-            Some(revocation) => format!("{}: {}", revocation.class, revocation.code),
-            None => "told by the marker in the store's folder".to_owned(),
-        };
         self.observe(Observation::Remembered(past), told, None);
         let error = match self.ask_or_remember(cloud, &keys.keyring).await {
             Ok(opened) => {
@@ -459,11 +454,11 @@ impl Lifecycle {
     /// Brings retired generations into memory, one by one: each is a round trip that proves the old key still opens.
     async fn load_retired(&self) {
         let Some(keys) = self.keys.serving().keys.clone() else { return };
-        let all_loaded = keys.slots().all(|slot| slot.is_loaded() || !slot.generation.decrypts());
+        let all_loaded = keys.slots().all(|slot| slot.is_loaded() || !self.may_open(&slot.generation));
         if all_loaded && (keys.slots().count() == 1 || self.active_used_last.load(Ordering::Relaxed)) {
             return;
         }
-        for slot in keys.slots().filter(|slot| !slot.is_loaded() && slot.generation.decrypts()) {
+        for slot in keys.slots().filter(|slot| !slot.is_loaded() && self.may_open(&slot.generation)) {
             match self.keys.load_generation(slot).await {
                 Ok(()) => {}
                 // Custody as a whole is away: the next round tries again.
@@ -493,7 +488,7 @@ impl Lifecycle {
             *checked = boot_time();
         }
         let Some(keys) = self.keys.serving().keys.clone() else { return };
-        for slot in keys.slots().filter(|slot| slot.generation.decrypts()) {
+        for slot in keys.slots().filter(|slot| self.may_open(&slot.generation)) {
             match slot.open(&self.custody).await {
                 Ok(_) => slot.note_fault(None),
                 Err(ServeError::Custody(CustodyError::Gone | CustodyError::TimedOut | CustodyError::Busy)) => return,

@@ -4,9 +4,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use keystead_core::availability::{Availability, Cause, Effect, Observation, State, step};
+use keystead_core::availability::{Availability, Cause, Effect, Observation, Root, State, step};
+use keystead_core::keyring::Keyring;
 
-use super::keys::{KeyService, Keys, Serving};
+use super::keys::{Closed, KeyService, Keys, Serving};
 
 /// Decides, and publishes what it decided.
 pub(super) struct Machine {
@@ -25,6 +26,8 @@ struct Inner {
     upstream: String,
     /// Of the revocation in force.
     revocation: String,
+    /// Why generations rooted in the cloud are not to be used, whatever the machine says.
+    held: Option<Closed>,
 }
 
 impl Machine {
@@ -54,13 +57,27 @@ impl Machine {
         }
         inner.state = next;
         inner.note(observation, was_loaded, reason);
+        inner.follow_root(keys.as_deref());
         self.publish(&inner, keys);
         effect
     }
 
+    /// Shuts generations rooted in the cloud off, or no longer, whatever the state.
+    pub fn hold_cloud(&self, why: Option<Closed>) {
+        let mut inner = self.lock();
+        inner.held = why;
+        self.publish(&inner, None);
+    }
+
+    pub fn holds_cloud(&self) -> bool {
+        self.lock().held.is_some()
+    }
+
     /// Shows a changed keyring: the new key ID in Status and Encrypt at the same instant.
     pub fn show(&self, keys: Arc<Keys>) {
-        self.publish(&self.lock(), Some(keys));
+        let mut inner = self.lock();
+        inner.follow_root(Some(&keys));
+        self.publish(&inner, Some(keys));
     }
 
     fn publish(&self, inner: &Inner, keys: Option<Arc<Keys>>) {
@@ -68,7 +85,8 @@ impl Machine {
         let availability = inner.state.availability();
         let reason = inner.reason();
         let changed = availability != before.availability;
-        if !changed && keys.is_none() && reason == before.reason {
+        let cloud_closed = inner.cloud_closed(keys.as_deref().or(before.keys.as_deref()));
+        if !changed && keys.is_none() && reason == before.reason && cloud_closed == before.cloud_closed {
             return;
         }
         if changed {
@@ -76,12 +94,25 @@ impl Machine {
         }
         let serves = availability.serves();
         let fresh = keys.is_some();
-        let keys = keys.or_else(|| before.keys.clone());
-        self.keys.publish(Serving { availability, reason, keys: keys.clone() });
+        let mut keys = keys.or_else(|| before.keys.clone());
+        let (closed, was_closed) = (cloud_closed.is_some(), before.cloud_closed.is_some());
+        if closed != was_closed {
+            let why = cloud_closed.as_ref().map(|closed| closed.reason.as_str());
+            tracing::warn!(closed, why, "generations whose root is in the cloud");
+        }
+        if was_closed && !closed {
+            // What was wiped stays closed: those that open again get slots of their own.
+            keys = keys.map(|keys| Arc::new(Keys::new(Keyring::clone(&keys.keyring), Some(&keys))));
+        }
+        self.keys.publish(Serving { availability, reason, cloud_closed, keys: keys.clone() });
         // Refuse first, then wipe: no request may find a wiped generation behind an open door.
         if !serves && (fresh || before.availability.serves()) {
             for keys in keys.iter().chain(&before.keys) {
                 keys.wipe();
+            }
+        } else if closed && (fresh || !was_closed) {
+            for keys in keys.iter().chain(&before.keys) {
+                keys.wipe_cloud();
             }
         }
     }
@@ -103,6 +134,39 @@ impl Inner {
             Observation::UpstreamFailed(_) => self.upstream = reason,
             _ => {}
         }
+    }
+
+    /// The keys that are shown say where the active generation's root is. No clock is asked for this.
+    fn follow_root(&mut self, keys: Option<&Keys>) {
+        if let Some(active) = keys.and_then(|keys| keys.keyring.active()) {
+            let root = if active.is_rooted_in_cloud() { Root::Upstream } else { Root::Custody };
+            self.state = step(&self.state, Observation::Rooted(root), Duration::ZERO, None).0;
+        }
+    }
+
+    /// Only where older generations are rooted in the cloud, and the active one is not: else the whole is closed or open.
+    fn cloud_closed(&self, keys: Option<&Keys>) -> Option<Closed> {
+        let keyring = &keys?.keyring;
+        if keyring.is_rooted_in_cloud() || !keyring.needs_cloud() {
+            return None;
+        }
+        if self.state.opens_cloud() {
+            return self.held.clone();
+        }
+        let reason = match self.state.is_revoked() {
+            true => format!(
+                "their root is in the cloud, which has revoked the key ({}). They come back by themselves once the cloud \
+                 opens the key again; nothing else lifts it",
+                self.revocation
+            ),
+            false => format!(
+                "their root is in the cloud, which has not opened the key for too long ({}): the lease is used up. They \
+                 come back by themselves once the cloud opens the key again, or by a signed grant: `keystead lease extend \
+                 --grant FILE`",
+                self.upstream
+            ),
+        };
+        Some(Closed { reason, passes: false })
     }
 
     fn reason(&self) -> String {

@@ -1,4 +1,4 @@
-//! The use cases: serve keys, start from the store, initialise, rotate, keep scans, delete generations, rescue, recover.
+//! The use cases: serve keys, start from the store, initialise, rotate, change roots, keep scans, delete generations, rescue, recover.
 //!
 //! [`keys::KeyService`] is the hot path and holds what is served; [`lifecycle::Lifecycle`] changes it, always in the order
 //! persist, publish, reply. Knows custody and store, not gRPC: rpc translates.
@@ -18,10 +18,12 @@ pub mod lifecycle;
 mod machine;
 pub mod notices;
 mod offline;
+mod older_in_cloud;
 pub mod recover;
 pub mod renewal;
 pub mod rescue;
 mod revocation;
+pub mod roots;
 pub mod rotation;
 pub mod scan;
 pub mod schedule;

@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 pub const ONE_ROOT: &str = "the keyring hangs on one durable root: if this token is lost, every Secret is lost. \
-     Only a new keyring can have a second one: `keystead init --recovery PUBKEY`";
+     `keystead roots add recovery PUBLIC.pem` gives it a second one";
 pub const ONE_CLOUD_ROOT: &str = "the keyring hangs on one durable root: if this cloud key is lost, every Secret is lost. \
-     Only a new keyring can have a second one: `keystead init --recovery PUBKEY`";
+     `keystead roots add recovery PUBLIC.pem` gives it a second one";
 pub const SOFTHSM: &str = "SoftHSM keeps its keys in files: whoever copies them with the PIN has the keys, and restoring them \
      undoes rollback protection. Use a hardware token in production";
 pub const KEYS_NOT_LOCKED: &str = "key pages are not locked into memory: raise LimitMEMLOCK (ulimit -l)";

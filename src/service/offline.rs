@@ -76,7 +76,7 @@ pub(super) fn without_copy(keyring: &Keyring) -> Vec<Generation> {
     keyring
         .generations
         .iter()
-        .filter(|generation| generation.decrypts() && generation.upstream_wrap().is_some() && !has_copy(generation))
+        .filter(|generation| generation.decrypts() && generation.is_rooted_in_cloud() && !has_copy(generation))
         .cloned()
         .collect()
 }
@@ -89,7 +89,8 @@ impl Lifecycle {
         let Some(mut next) = self.keyring() else { return };
         let missing = without_copy(&next);
         let given_back = cloud.memory().restore;
-        if (missing.is_empty() && !given_back) || self.machine.state().upstream_fault().is_some() {
+        let machine = self.machine.state();
+        if (missing.is_empty() && !given_back) || machine.upstream_fault().is_some() || !machine.opens_cloud() {
             return;
         }
         if !cloud.may_restore(&cloud.clock.now()) {

@@ -289,10 +289,8 @@ pub async fn rebuild(
         revision: 1,
         epoch: newest.saturating_add(1),
         token: TokenIdentity { serial: token.token.serial.clone(), label: token.token.label.clone() },
-        recovery: match &request.recovery {
-            None => RecoveryRoot::Declined,
-            Some(key) => RecoveryRoot::PublicKey { point: key.as_sec1().to_vec() },
-        },
+        recovery: RecoveryRoot::of(request.recovery.as_ref()),
+        custody_only: false,
         last_number: findings.last_number(request.number_seen),
         rotation: None,
         scan: None,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keystead_core::availability::{Availability, Observation};
+use keystead_core::availability::{Availability, Effect, Observation};
 use keystead_core::keyring::Keyring;
 
 use super::cloud::{Cloud, OnKeyVersion, Opened};
@@ -30,15 +30,19 @@ impl Lifecycle {
         self.check_lease();
         let serving = self.keys.serving();
         let Some(keys) = serving.keys.as_ref().filter(|_| serving.availability.serves()) else { return Some(LOOK) };
-        let in_cloud = keys.keyring.active().is_some_and(|active| active.upstream_wrap().is_some());
         let wait = cloud.memory().ask_at.saturating_sub(self.now());
-        if !in_cloud || !wait.is_zero() {
+        if !keys.keyring.needs_cloud() || !wait.is_zero() {
             return Some(wait.clamp(Duration::from_millis(50), LOOK));
         }
         match self.ask(cloud, &keys.keyring).await {
             Ok(_) => {
                 fail::fail_point!("renewal.answered");
-                self.observe(Observation::Renewed, String::new(), None);
+                if self.machine.observe(Observation::Renewed, String::new(), None, self.now()) == Some(Effect::Restore)
+                {
+                    // Of older generations, while the active one is served: else a start finds out.
+                    cloud.memory().restore = true;
+                    self.wake.notify_one();
+                }
                 if !self.keys.serving().availability.serves() {
                     // The lease ran out meanwhile, and its keys are gone: a start is to ask again at once.
                     cloud.memory().ask_at = Duration::ZERO;
@@ -47,18 +51,26 @@ impl Lifecycle {
             }
             Err(error) => self.upstream_failed(&error).await,
         }
+        if self.machine.holds_cloud() {
+            self.wake.notify_one();
+        }
         self.check_lease();
         Some(LOOK.min(Duration::from_millis(50).max(cloud.memory().ask_at.saturating_sub(self.now()))))
     }
 
-    /// Has the upstream open the active generation, and remembers that it did. A failure is the caller's to tell.
+    /// Has the upstream open the newest generation that is rooted there, the active one as a rule, and remembers that it did. A
+    /// failure is the caller's to tell.
     pub(super) async fn ask(&self, cloud: &Cloud, keyring: &Keyring) -> Result<Opened, UpstreamError> {
-        let active = keyring.active().ok_or_else(|| {
-            UpstreamError::new(keystead_core::FaultClass::Unclassified, "NoActive", "there is no active generation")
+        let newest = keyring.newest_in_cloud().ok_or_else(|| {
+            UpstreamError::new(keystead_core::FaultClass::Unclassified, "NoGeneration", "no generation is rooted there")
         })?;
-        let opened = cloud.open(keyring, active).await?;
+        let opened = cloud.open(keyring, newest).await?;
         let now = cloud.clock.now();
         cloud.note_success(&opened, keyring.upstream.as_ref(), now.clone());
+        if !keyring.is_rooted_in_cloud() {
+            // New versions matter to new generations, which are made elsewhere.
+            return Ok(opened);
+        }
         let version = match &opened.key_version {
             Some(version) => Some(version.clone()),
             None => cloud.described_version(&now).await,
@@ -89,7 +101,9 @@ impl Lifecycle {
         let now = cloud.clock.now().boot_time;
         {
             let mut memory = cloud.memory();
-            let wanted = cloud.settings.on_key_version == OnKeyVersion::Follow && memory.pending_version.is_some();
+            let rotates = self.keys.serving().keys.as_ref().is_some_and(|keys| keys.keyring.is_rooted_in_cloud());
+            let follows = cloud.settings.on_key_version == OnKeyVersion::Follow;
+            let wanted = follows && rotates && memory.pending_version.is_some();
             if !wanted || now < memory.follow_not_before || self.keys.serving().availability != Availability::Online {
                 return;
             }

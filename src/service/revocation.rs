@@ -10,7 +10,6 @@ use keystead_core::availability::{Effect, Observation};
 use keystead_core::upstream_state::Revocation;
 
 use super::explain::explain;
-use super::keys::Keys;
 use super::lifecycle::Lifecycle;
 use crate::upstream::contract::UpstreamError;
 
@@ -78,8 +77,13 @@ impl Lifecycle {
             tracing::warn!(epoch = next.epoch, "the offline copies are shredded");
         }
         self.records.settle_debt(&next).await;
-        self.publish_keyring(Keys::new(next, None));
+        self.show_shredded(next);
         cloud.memory().shredded = true;
+    }
+
+    /// Whether the key is revoked, and disk and custody do not know it yet.
+    pub(super) fn owes_shredding(&self) -> bool {
+        self.machine.state().is_revoked() && self.cloud.as_ref().is_some_and(|cloud| !cloud.memory().shredded)
     }
 
     /// Raises the marker, off this thread.

@@ -6,8 +6,8 @@
 
 use std::sync::atomic::Ordering;
 
-use keystead_core::availability::{Availability, Cause, Observation};
-use keystead_core::keyring::{Generation, Keyring, TransitionError};
+use keystead_core::availability::{Availability, Cause, Effect, Observation};
+use keystead_core::keyring::{Generation, Keyring, RootsChoice, TransitionError};
 use keystead_core::reason::Reason;
 use keystead_core::scan::NotRewritten;
 use keystead_core::wrap::WrappedKek;
@@ -21,6 +21,7 @@ use super::explain::explain;
 use super::keys::{Keys, ServeError, open_locally};
 use super::lifecycle::Lifecycle;
 use super::offline;
+use super::roots::RootsError;
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::CustodyError;
 use crate::upstream::contract::{Upstream, UpstreamError};
@@ -45,6 +46,8 @@ pub enum RotationError {
          `keystead etcd scan`; or rotate all the same with --force REASON, which is kept"
     )]
     NotRewritten(NotRewritten),
+    #[error("the roots are not changed: {0}")]
+    Roots(RootsError),
     #[error(transparent)]
     Transition(#[from] TransitionError),
     #[error("the new key could not be proven: {0}. It is rolled back, or finished, before the next rotation")]
@@ -80,6 +83,16 @@ impl Lifecycle {
         force: Option<Reason>,
         progress: impl Fn(RotationStep),
     ) -> Result<Generation, RotationError> {
+        self.rotate_with(force, progress, |_| Ok(None)).await
+    }
+
+    /// [`Self::rotate`] with the roots that `choose` makes of the record, if others than before.
+    pub(super) async fn rotate_with(
+        &self,
+        force: Option<Reason>,
+        progress: impl Fn(RotationStep),
+        choose: impl FnOnce(&Keyring) -> Result<Option<RootsChoice>, RotationError>,
+    ) -> Result<Generation, RotationError> {
         // Retries of an impatient client must not queue up: each would be a rotation of its own.
         let _alone =
             self.rotating.try_lock().map_err(|_| RotationError::Refused("another rotation is under way".into()))?;
@@ -90,12 +103,18 @@ impl Lifecycle {
         }
         self.settle().await;
         let serving = self.keys.serving();
-        if serving.availability != Availability::Online && !self.moves_root() {
+        let moves = self.moves_root();
+        if serving.availability != Availability::Online && !moves {
             return Err(RotationError::Refused(serving.reason.clone()));
         }
         let Some(keyring) = self.keyring().filter(|keyring| keyring.rotation.is_none() && !self.is_unsettled()) else {
             return Err(RotationError::Refused("the rotation before is not settled yet; the log says why".into()));
         };
+        let roots = choose(&keyring)?;
+        if moves && roots.as_ref().is_some_and(|roots| roots.custody_only) {
+            // What the cloud has not just opened stays under its word: nothing is brought home behind its back.
+            return Err(RotationError::Refused(serving.reason.clone()));
+        }
         let forced = match (keyring.rewritten(), force) {
             (Ok(()), _) => None,
             (Err(why), None) => return Err(RotationError::NotRewritten(why)),
@@ -105,7 +124,7 @@ impl Lifecycle {
             }
         };
         let before = keyring.active().map(|generation| generation.key_id.clone());
-        match self.rotate_from(keyring, forced, &progress).await {
+        match self.rotate_from(keyring, roots, forced, &progress).await {
             Ok(settled) => {
                 fail::fail_point!("rotation.before-publish");
                 self.publish_settled(settled);
@@ -144,6 +163,7 @@ impl Lifecycle {
     async fn rotate_from(
         &self,
         mut keyring: Keyring,
+        roots: Option<RootsChoice>,
         forced: Option<Reason>,
         progress: &impl Fn(RotationStep),
     ) -> Result<Settled, RotationError> {
@@ -151,15 +171,20 @@ impl Lifecycle {
         if let Some(intent) = &mut keyring.rotation {
             intent.forced = forced;
         }
-        if let (Some(cloud), None) = (&self.cloud, &keyring.upstream) {
-            // A keyring that so far had its root here moves it to the cloud.
+        if let Some(roots) = roots {
+            keyring.intend_roots(roots)?;
+        }
+        let cloud = self.cloud.as_ref().filter(|_| !keyring.next_roots().custody_only);
+        if let (Some(cloud), false) = (cloud, keyring.needs_cloud()) {
+            // A keyring that has its root here moves it to the cloud. What an earlier one there left behind is over.
             let (identity, settings) = (cloud.upstream.identity(), &cloud.settings);
-            let state = cloud::first_state(identity, settings.lease, settings.grant_key.clone(), cloud.clock.now());
-            keyring.upstream = Some(state);
+            let before = keyring.upstream.take().and_then(|state| state.grant_key);
+            let grant_key = before.or_else(|| settings.grant_key.clone());
+            keyring.upstream = Some(cloud::first_state(identity, settings.lease, grant_key, cloud.clock.now()));
         }
         let keyring = self.records.persist(keyring).await?;
         fail::fail_point!("rotation.intent-written");
-        let upstream = self.cloud.as_ref().map(|cloud| &*cloud.upstream);
+        let upstream = cloud.map(|cloud| &*cloud.upstream);
         let keyring = make_generation(&self.records, &self.custody, upstream, keyring).await?;
         progress(RotationStep::Prepared);
         self.prove_and_activate(&keyring, progress).await
@@ -200,7 +225,10 @@ impl Lifecycle {
         let cloud = self.cloud.as_ref().ok_or_else(not_here)?;
         let opened = cloud.open(keyring, prepared).await.map_err(RotationError::Upstream)?;
         cloud.note_success(&opened, keyring.upstream.as_ref(), cloud.clock.now());
-        self.observe(Observation::Renewed, String::new(), None);
+        let renewed = self.machine.observe(Observation::Renewed, String::new(), None, self.now());
+        if renewed == Some(Effect::Restore) {
+            cloud.memory().restore = true;
+        }
         if keyring.upstream.as_ref().is_some_and(|state| state.revoked.is_none()) {
             open_locally(&self.custody, keyring, prepared).await.map_err(RotationError::NotProven)?;
         }
@@ -231,8 +259,9 @@ impl Lifecycle {
                     return Ok(settled);
                 }
                 Err(RotationError::Storage(error)) => return Err(error),
-                // Anything but the cloud's word that this wrap is none of its key's may pass.
-                Err(RotationError::Upstream(error)) if error.class != FaultClass::Corrupt => {
+                // Anything but the cloud's word that this wrap is none of its key's may pass; or, where the key does without it
+                // so far, that it is not to be opened.
+                Err(RotationError::Upstream(error)) if !is_final(error.class, keyring) => {
                     return Err(LoadError::Upstream(error));
                 }
                 Err(RotationError::NotProven(ServeError::Custody(error))) if !is_lost(&error) => {
@@ -316,6 +345,15 @@ fn is_lost(error: &CustodyError) -> bool {
     matches!(error, CustodyError::CmkMissing { .. } | CustodyError::WrapRejected)
 }
 
+/// Whether a prepared generation that the cloud does not open is given up.
+fn is_final(class: FaultClass, keyring: &Keyring) -> bool {
+    match class {
+        FaultClass::Corrupt => true,
+        FaultClass::KeyDisabled | FaultClass::KeyGone | FaultClass::Denied => !keyring.is_rooted_in_cloud(),
+        _ => false,
+    }
+}
+
 /// Makes CMK and KEK of the intended generation, wraps the KEK to every durable root, and persists it as prepared. With an
 /// upstream the CMK is the cloud's, and what is made here is the offline copy.
 pub(super) async fn make_generation(
@@ -372,7 +410,11 @@ pub(super) fn durable_wraps(
 ) -> Result<Vec<WrappedKek>, RotationError> {
     // Checked once, so that the generator inside the HPKE seal cannot fail half-way.
     random::<1>()?;
-    let recovery = keyring.recovery_key().map(|key| key.recovery_wrap(context, kek, &mut UnwrapErr(getrandom::SysRng)));
+    let recovery = keyring
+        .next_roots()
+        .recovery
+        .key()
+        .map(|key| key.recovery_wrap(context, kek, &mut UnwrapErr(getrandom::SysRng)));
     Ok(std::iter::once(custody_wrap).chain(recovery).collect())
 }
 

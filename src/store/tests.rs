@@ -23,6 +23,7 @@ fn record(revision: u64) -> Vec<u8> {
         epoch: 1,
         token: TokenIdentity { serial: "1".into(), label: "l".into() },
         recovery: RecoveryRoot::Declined,
+        custody_only: false,
         last_number: GenerationNumber(0),
         rotation: None,
         scan: None,

@@ -36,6 +36,7 @@ mod recover;
 mod recovery;
 mod reload;
 mod roles;
+mod roots;
 mod rotation;
 mod scan;
 mod schedule;

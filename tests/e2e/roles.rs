@@ -41,13 +41,20 @@ async fn a_viewer_looks_and_is_refused_the_rest_and_each_refusal_is_recorded() {
     let daemon = site.serve().await;
     site.keystead(["status"]).expect_success();
     site.keystead(["key", "list"]).expect_success();
-    for command in [&["key", "rotate", "--yes"][..], &["custodian", "restart"]] {
+    for command in
+        [&["key", "rotate", "--yes"][..], &["roots", "remove", "upstream", "--yes"], &["custodian", "restart"]]
+    {
         let output = site.command([]).args(command).output().unwrap();
         assert_eq!(output.status.code(), Some(4), "{output:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("[roles]"), "{output:?}");
     }
     let refused = site.keystead(["audit", "query", "--outcome", "refused", "--output", "json"]).expect_success();
-    assert!(refused.contains("\"rotate\"") && refused.contains("\"restart-custodian\""), "{refused}");
+    assert!(
+        refused.contains("\"rotate\"")
+            && refused.contains("\"change-roots\"")
+            && refused.contains("\"restart-custodian\""),
+        "{refused}"
+    );
     assert_eq!(daemon.status().await.generations, 1);
     assert!(daemon.stop().success());
 }

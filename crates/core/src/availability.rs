@@ -2,8 +2,9 @@
 //!
 //! Losing custody never takes a loaded KEK away unless the site set a grace period; it may be the last copy. In the cloud
 //! profile the upstream has the last word as well: it revokes, and only a real unwrap by it gives back what it took. That
-//! it cannot be reached takes nothing but time, which the [lease](crate::lease) counts. `docs/availability.md` draws this machine
-//! and is held against it by a test.
+//! it cannot be reached takes nothing but time, which the [lease](crate::lease) counts. Where the active generation's root is
+//! in custody, the upstream's word counts for the older generations only that are rooted there. `docs/availability.md` draws
+//! this machine and is held against it by a test.
 
 use std::time::Duration;
 
@@ -82,8 +83,18 @@ pub enum Observation {
     LeaseExtended,
     Disabled,
     Enabled,
+    /// The active generation has its durable root here: at the start, and after each rotation.
+    Rooted(Root),
     /// Time has passed.
     Tick,
+}
+
+/// Where the active generation's durable root is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Root {
+    /// The upstream is asked for older generations only, if there are such.
+    Custody,
+    Upstream,
 }
 
 /// What opened the active generation.
@@ -114,8 +125,8 @@ pub enum Effect {
     WipeKeks,
     /// Load the record and the active KEK anew.
     Load,
-    /// Wipe every KEK, then raise the marker, then shred the offline copies by an epoch roll. In that order, and whatever
-    /// of it fails is tried again.
+    /// Wipe every KEK that the upstream gave, then raise the marker, then shred the offline copies by an epoch roll. In that
+    /// order, and whatever of it fails is tried again.
     Revoke,
     /// The upstream gave the key back: store that, seal offline copies anew, take the marker down.
     Restore,
@@ -124,6 +135,7 @@ pub enum Effect {
 /// The machine. Its parts are independent of one another; [`Self::availability`] says what they come to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
+    root: Root,
     loaded: bool,
     sealed: SealReason,
     custody_lost: Option<Instant>,
@@ -160,6 +172,8 @@ impl Availability {
 impl Default for State {
     fn default() -> Self {
         Self {
+            // The one whose word counts for more.
+            root: Root::Upstream,
             loaded: false,
             sealed: SealReason::Starting,
             custody_lost: None,
@@ -175,19 +189,20 @@ impl Default for State {
 
 impl State {
     pub fn availability(&self) -> Availability {
-        if let Some(class) = self.revoked {
+        let in_cloud = self.root == Root::Upstream;
+        if let Some(class) = self.revoked.filter(|_| in_cloud) {
             return Availability::Revoked { class };
         }
         if self.disabled {
             return Availability::Disabled;
         }
-        if self.expired {
+        if self.expired && in_cloud {
             return Availability::Expired;
         }
         if !self.loaded {
             return Availability::Sealed(self.sealed);
         }
-        let (since, cause) = match (self.custody_lost, self.fault) {
+        let (since, cause) = match (self.custody_lost, self.fault.filter(|_| in_cloud)) {
             (None, None) => return Availability::Online,
             (Some(lost), None) => (lost, Cause::Custody),
             (None, Some(Fault { since, class })) if revokes(class) && !self.proven => {
@@ -205,6 +220,11 @@ impl State {
 
     pub fn is_revoked(&self) -> bool {
         self.revoked.is_some()
+    }
+
+    /// Whether generations whose root is in the cloud may be used, be the active one among them or not.
+    pub fn opens_cloud(&self) -> bool {
+        !self.is_revoked() && !self.expired
     }
 
     /// Whether this configuration has opened the key.
@@ -272,10 +292,11 @@ impl State {
             Observation::Loaded(source) => self.take_loaded(source, now),
             Observation::Renewed => {
                 // Without a key in memory there is nothing to go on with: a start comes first, and asks again.
+                let was_revoked = self.is_revoked();
                 if self.loaded {
                     self.opened_by_upstream();
                 }
-                None
+                (was_revoked && !self.is_revoked()).then_some(Effect::Restore)
             }
             Observation::UpstreamFailed(class) => self.take_failure(class, now),
             Observation::Remembered(past) => {
@@ -315,7 +336,7 @@ impl State {
             }
             Observation::LeaseExtended => {
                 let waited = std::mem::take(&mut self.expired);
-                (waited && !self.is_revoked() && !self.disabled).then(|| {
+                (waited && !self.loaded && !self.is_revoked() && !self.disabled).then(|| {
                     self.sealed = SealReason::Starting;
                     Effect::Load
                 })
@@ -330,6 +351,10 @@ impl State {
                     self.sealed = SealReason::Starting;
                     Effect::Load
                 })
+            }
+            Observation::Rooted(root) => {
+                self.root = root;
+                None
             }
             Observation::Tick => {
                 let over = |since: Instant| grace.is_some_and(|grace| now.saturating_sub(since) >= grace);

@@ -3,6 +3,9 @@
 //! A [`Keyring`] is the content of the store's record. Its methods change it in memory and refuse what may not be; the
 //! service persists the result before anyone sees it.
 
+mod deletion;
+mod roots;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -20,9 +23,8 @@ use crate::secret::KeyCommitment;
 use crate::upstream_state::UpstreamState;
 use crate::wrap::WrappedKek;
 
-mod deletion;
-
 pub use deletion::{DeletionError, Pending, Suspension, Tombstone};
+pub use roots::{Objects, RootUse, RootsChoice};
 
 /// One cluster's key: generations in ascending order, and what binds them to this node and token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +38,9 @@ pub struct Keyring {
     pub epoch: u64,
     pub token: TokenIdentity,
     pub recovery: RecoveryRoot,
+    /// New generations have their root in custody, also where the configuration names an upstream.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub custody_only: bool,
     /// Numbers handed out so far, also to generations that were rolled back: a number is never used twice.
     pub last_number: GenerationNumber,
     /// A rotation under way: written before the token is touched, so that what it leaves there has a name.
@@ -87,6 +92,9 @@ pub struct RotationIntent {
     pub started: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forced: Option<Reason>,
+    /// The roots that its generation is made with, if they are others than the keyring's; the keyring's once it is active.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roots: Option<RootsChoice>,
 }
 
 /// One version of the key: a CMK version, its KEK's wraps, and the key ID the apiserver stores.
@@ -167,10 +175,7 @@ impl Keyring {
     }
 
     pub fn recovery_key(&self) -> Option<P256PublicKey> {
-        match &self.recovery {
-            RecoveryRoot::Declined => None,
-            RecoveryRoot::PublicKey { point } => P256PublicKey::from_sec1(point).ok(),
-        }
+        self.recovery.key()
     }
 
     /// What a new KEK of the rotation under way is bound to in custody, whose roots are of kind `custody`.
@@ -206,6 +211,7 @@ impl Keyring {
             root_id: RootId::new(&root_random).expect("16 bytes are a root ID"),
             started: now,
             forced: None,
+            roots: None,
         };
         self.last_number = number;
         self.rotation = Some(intent.clone());
@@ -259,7 +265,8 @@ impl Keyring {
                 generation.state = GenerationState::Retired;
             }
         }
-        self.rotation = None;
+        let roots = self.rotation.take().and_then(|intent| intent.roots);
+        self.adopt_roots(roots);
         let new = &mut self.generations[new];
         new.state = GenerationState::Active;
         new.activated = Some(now);
@@ -324,7 +331,8 @@ impl Keyring {
         if let Some(problem) = self.deletion_problem().or_else(|| self.backup_problem()) {
             return wrong(problem);
         }
-        if matches!(self.recovery, RecoveryRoot::PublicKey { .. }) && self.recovery_key().is_none() {
+        let unreadable = |root: &RecoveryRoot| *root != RecoveryRoot::Declined && root.key().is_none();
+        if unreadable(&self.recovery) || unreadable(&self.next_roots().recovery) {
             return wrong("the recovery key is not a P-256 point");
         }
         if let Some(upstream) = &self.upstream {

@@ -55,6 +55,9 @@ pub struct Scan {
     /// Objects of this keyring under key IDs that the record does not hold.
     pub unlisted: u64,
     pub unknown: u64,
+    /// Since when scans of this active generation prove that every object is under it. Unix seconds, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven: Option<u64>,
 }
 
 /// Objects under one generation.
@@ -105,16 +108,23 @@ impl Keyring {
                 None => unlisted = unlisted.saturating_add(count),
             }
         }
+        let active = self.active().map_or(GenerationNumber(0), |active| active.number);
+        let before = self.scan.take().filter(|scan| scan.active == active).and_then(|scan| scan.proven);
         self.scan = Some(Scan {
             recorded: now,
             source: findings.source,
             revision: findings.revision,
-            active: self.active().map_or(GenerationNumber(0), |active| active.number),
+            active,
             restricted: findings.restricted,
             objects: objects.into_iter().map(|(number, objects)| Scanned { number, objects }).collect(),
             unlisted,
             unknown: findings.unknown,
+            proven: None,
         });
+        let proven = self.rewritten().is_ok().then_some(before.unwrap_or(now));
+        if let Some(scan) = &mut self.scan {
+            scan.proven = proven;
+        }
     }
 
     /// Whether every object is proven to be under the active generation.
@@ -187,6 +197,7 @@ mod tests {
             epoch: 1,
             token: TokenIdentity { serial: "1".into(), label: "a".into() },
             recovery: RecoveryRoot::Declined,
+            custody_only: false,
             last_number: GenerationNumber(states.len() as u64),
             rotation: None,
             scan: None,
@@ -236,6 +247,20 @@ mod tests {
         // A key ID that the record does not hold is nobody's here to open.
         assert_eq!(outcome(&[(3, 9), (8, 1)], |_| ()), Ok(()));
         assert_eq!(ring.scan.as_ref().unwrap().unlisted, 1);
+    }
+
+    #[test]
+    fn rewrite_is_proven_since_the_first_scan_that_shows_it_and_not_beyond_one_that_does_not() {
+        use GenerationState::{Active, Retired};
+        let mut ring = keyring(&[Retired, Active]);
+        let mut since = |objects: &[(u64, u64)], now| {
+            ring.record_scan(findings(&ring, objects), now);
+            ring.scan.as_ref().unwrap().proven
+        };
+        assert_eq!(since(&[(1, 1), (2, 9)], 5), None);
+        assert_eq!([since(&[(2, 9)], 6), since(&[(2, 8)], 7)], [Some(6); 2]);
+        assert_eq!(since(&[(1, 1), (2, 9)], 8), None);
+        assert_eq!(since(&[(2, 9)], 9), Some(9));
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub const MAX_CODE_LEN: usize = 128;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamState {
-    /// The key that the active generation's wrap is under.
+    /// The key that the newest generation in the cloud is wrapped under.
     pub root_kind: RootKind,
     pub root_id: RootId,
     /// The configuration that has opened the key before, by digest: only that one can revoke.

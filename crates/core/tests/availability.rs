@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use keystead_core::FaultClass;
 use keystead_core::availability::{
-    Availability, DENIALS, DENIED_FOR, Effect, Observation, Past, SealReason, Source, State, step,
+    Availability, DENIALS, DENIED_FOR, Effect, Observation, Past, Root, SealReason, Source, State, step,
 };
 use keystead_core::lease::{Clocks, FLOOR, Lease};
 use keystead_core::upstream_state::Denials;
@@ -52,6 +52,7 @@ fn observation() -> impl Strategy<Value = Observation> {
         1 => Just(Observation::LeaseExtended),
         1 => Just(Observation::Disabled),
         1 => Just(Observation::Enabled),
+        2 => prop_oneof![Just(Root::Custody), Just(Root::Upstream)].prop_map(Observation::Rooted),
         2 => Just(Observation::Tick),
     ]
 }
@@ -59,6 +60,8 @@ fn observation() -> impl Strategy<Value = Observation> {
 /// What a person with the whole history at hand would say.
 #[derive(Default)]
 struct Judge {
+    /// The active generation's root is in custody.
+    local: bool,
     proven: bool,
     revoked: bool,
     expired: bool,
@@ -71,7 +74,13 @@ struct Judge {
 
 impl Judge {
     fn opened_by_upstream(&mut self) {
-        *self = Self { proven: true, disabled: self.disabled, custody_lost: self.custody_lost, ..Self::default() };
+        *self = Self {
+            local: self.local,
+            proven: true,
+            disabled: self.disabled,
+            custody_lost: self.custody_lost,
+            ..Self::default()
+        };
     }
 
     fn hears(&mut self, observation: Observation, now: Duration, served: bool) {
@@ -99,6 +108,7 @@ impl Judge {
             Observation::LeaseExtended => self.expired = false,
             Observation::Disabled => self.disabled = true,
             Observation::Enabled => self.disabled = false,
+            Observation::Rooted(root) => self.local = root == Root::Custody,
             _ => {}
         }
         match observation {
@@ -108,8 +118,13 @@ impl Judge {
         }
     }
 
+    /// What the cloud takes, it takes from the generations whose root is there.
+    fn closes_cloud(&self) -> bool {
+        self.revoked || self.expired
+    }
+
     fn forbids(&self) -> bool {
-        self.revoked || self.expired || self.disabled
+        (self.closes_cloud() && !self.local) || self.disabled
     }
 }
 
@@ -146,6 +161,7 @@ fn nothing_serves_that_may_not_and_nothing_gains_rights() {
 
             prop_assert_eq!(next.is_revoked(), judge.revoked, "revoked by {:?}, or not", observation);
             prop_assert_eq!(next.is_proven(), judge.proven);
+            prop_assert_eq!(next.opens_cloud(), !judge.closes_cloud(), "opens what is rooted in the cloud, or not");
             if next.serves() {
                 prop_assert!(!judge.forbids(), "serves what is revoked, expired or disabled");
             }
@@ -185,7 +201,7 @@ fn nothing_serves_that_may_not_and_nothing_gains_rights() {
                 prop_assert!(now - since < grace, "serves on after its grace");
             }
             if next.serves() {
-                let troubled = judge.custody_lost.is_some() || next.upstream_fault().is_some();
+                let troubled = judge.custody_lost.is_some() || (next.upstream_fault().is_some() && !judge.local);
                 prop_assert_eq!(next.availability() == Availability::Online, !troubled);
             }
             state = next;
@@ -368,6 +384,25 @@ fn enabling_the_key_here_does_not_lift_a_revocation() {
     assert!(state.is_revoked());
     let state = after(&[(0, UPSTREAM), (1, gone), (2, Observation::Disabled), (3, UPSTREAM)]);
     assert_eq!(state.availability(), Availability::Disabled, "nor does the cloud enable what an admin disabled");
+}
+
+#[test]
+fn cloud_decides_over_older_generations_only_once_the_active_one_is_rooted_in_custody() {
+    let custody = (1, Observation::Rooted(Root::Custody));
+    let gone = Observation::UpstreamFailed(FaultClass::KeyGone);
+    for (taken, revoked) in [(gone, true), (Observation::LeaseUsedUp, false)] {
+        let state = after(&[(0, UPSTREAM), custody, (2, taken)]);
+        assert_eq!((state.availability(), state.opens_cloud()), (Availability::Online, false));
+        let (back, effect) = step(&state, Observation::Renewed, Duration::from_secs(3), None);
+        assert!(back.opens_cloud(), "a real unwrap gives back what was taken");
+        assert_eq!(effect, revoked.then_some(Effect::Restore));
+        // What goes back to the cloud goes back under its word.
+        let (back, effect) = step(&state, Observation::Rooted(Root::Upstream), Duration::from_secs(3), None);
+        assert_eq!((back.serves(), effect), (false, Some(Effect::WipeKeks)));
+    }
+    let unreachable = Observation::UpstreamFailed(FaultClass::Unreachable);
+    let away = after(&[(0, UPSTREAM), custody, (2, unreachable)]);
+    assert_eq!((away.availability(), away.opens_cloud()), (Availability::Online, true));
 }
 
 // The page.

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use hmac::{Hmac, KeyInit, Mac};
 use keystead_core::annotation::{self, Annotation, AnnotationError};
 use keystead_core::envelope::{EnvelopeError, EnvelopeKey, OVERHEAD};
-use keystead_core::keyring::{GenerationState, Keyring, RecoveryRoot, TokenIdentity, TransitionError};
+use keystead_core::keyring::{GenerationState, Keyring, RecoveryRoot, RootsChoice, TokenIdentity, TransitionError};
 use keystead_core::record::{self, RecordError, UnverifiedRecord};
+use keystead_core::recovery_key::RecoveryKey;
 use keystead_core::wrap::{
     Construction, MAX_WRAP_LEN, OaepHash, TpmKey, open_under_transport_key, seal_under_transport_key,
 };
@@ -17,6 +18,7 @@ use keystead_core::{
 use proptest::collection::vec;
 use proptest::prelude::*;
 use sha2::Sha256;
+use zeroize::Zeroizing;
 
 fn kek(bytes: [u8; 32]) -> Kek {
     Kek::take(&mut { bytes })
@@ -320,6 +322,7 @@ fn empty_keyring() -> Keyring {
         epoch: 1,
         token: TokenIdentity { serial: "serial".into(), label: "label".into() },
         recovery: RecoveryRoot::Declined,
+        custody_only: false,
         last_number: GenerationNumber(0),
         rotation: None,
         scan: None,
@@ -411,6 +414,7 @@ enum Move {
     Activate,
     RollBack,
     WriteAndRead,
+    Intend { recovery: Option<u8>, custody_only: bool },
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -421,6 +425,8 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         3 => Just(Move::Activate),
         1 => Just(Move::RollBack),
         1 => Just(Move::WriteAndRead),
+        2 => (prop::option::of(1..4_u8), any::<bool>())
+            .prop_map(|(recovery, custody_only)| Move::Intend { recovery, custody_only }),
     ];
     vec(one, 1..60)
 }
@@ -442,7 +448,12 @@ proptest! {
                 vec![WrappedKek { root_kind: RootKind::Pkcs11, root_id, bytes: vec![1; len] }]
             };
             let commitment = KeyCommitment::from_bytes([now as u8; 32]);
+            let key = |byte| RecoveryKey::from_random(&Zeroizing::new([byte; 32])).unwrap().public();
             let moved: Result<(), TransitionError> = match one {
+                Move::Intend { recovery, custody_only } => {
+                    let recovery = RecoveryRoot::of(recovery.map(key).as_ref());
+                    keyring.intend_roots(RootsChoice { recovery, custody_only })
+                }
                 Move::Begin => keyring.begin_rotation(random, random, now).map(|intent| {
                     assert!(numbers.insert(intent.number), "number {} was used twice", intent.number);
                     assert!(key_ids.insert(intent.key_id.to_string()), "a key ID was used twice");
@@ -469,6 +480,12 @@ proptest! {
                 prop_assert_eq!(&keyring, &before, "refused, but changed something");
             }
             prop_assert_eq!(keyring.check(), Ok(()));
+            // Roots change with an activation alone, to what its rotation was begun with.
+            let expected = match (one, &moved) {
+                (Move::Activate, Ok(())) => before.next_roots(),
+                _ => before.roots_choice(),
+            };
+            prop_assert_eq!(keyring.roots_choice(), expected);
             let active = keyring.generations.iter().filter(|one| one.state == GenerationState::Active).count();
             prop_assert_eq!(active, usize::from(activated));
             let known: BTreeSet<&KeyId> = keyring.generations.iter().map(|one| &one.key_id).collect();

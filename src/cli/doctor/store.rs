@@ -209,9 +209,11 @@ fn told_by_daemon(status: &GetStatusResponse) -> Vec<Finding> {
             "store.one-root",
             format!("the key hangs on one durable root ({only})"),
             "if it is lost, every Secret is lost, in etcd and in every backup",
-            "only a new keyring can have a second root: `keystead init --recovery PUBKEY`. Until then, keep a backup of the token, by its vendor's means",
+            "`keystead recovery keygen` on another machine, then `keystead roots add recovery PUBLIC.pem` here",
         )),
-        roots => findings.push(Finding::ok("store.roots", format!("{} durable roots: {}", roots.len(), roots.join(", ")))),
+        roots => {
+            findings.push(Finding::ok("store.roots", format!("{} durable roots: {}", roots.len(), roots.join(", "))))
+        }
     }
     let deletions: Vec<(String, &Deletion)> = status.deletions.iter().map(|each| (told(each), each)).collect();
     for warning in status.warnings.iter().filter(|warning| !warning.starts_with(notices::UNWRITTEN)) {

@@ -16,6 +16,7 @@ pub fn json(generation: &Generation) -> Value {
         "activated": time::rfc3339(generation.activated),
         "loaded": generation.loaded,
         "objects": generation.objects,
+        "fault": (!generation.fault.is_empty()).then_some(&generation.fault),
         "forced": (!generation.forced.is_empty()).then_some(&generation.forced),
         "deletion": generation.deletion.as_ref().map(deletion::as_json),
         "destroyed": generation.tombstone.as_ref().map(|tombstone| json!({
@@ -44,6 +45,7 @@ pub fn scan(scan: &Scan) -> Value {
         "unlisted": scan.unlisted,
         "unknown": scan.unknown,
         "rewritten": scan.rewritten,
+        "rewritten_since": time::rfc3339(scan.rewritten_since),
         "detail": (!scan.detail.is_empty()).then_some(&scan.detail),
     })
 }

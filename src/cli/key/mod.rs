@@ -4,7 +4,7 @@ pub(super) mod deletion;
 mod describe;
 pub(super) mod generation;
 mod list;
-mod rotate;
+pub(super) mod rotate;
 
 use std::path::Path;
 

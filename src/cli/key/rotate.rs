@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use clap::Args;
 use keystead_core::reason::Reason;
-use keystead_wire::admin::v1::{Generation, GetStatusRequest, RotateRequest};
+use keystead_wire::admin::v1::{Generation, GetStatusRequest, RotateProgress, RotateRequest};
 use serde_json::json;
+use tonic::{Response, Status, Streaming};
 
 use super::{Daemon, generation};
+use crate::cli::connection::Connection;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::report::{Format, Report, progress};
 use crate::cli::table;
@@ -35,16 +37,26 @@ pub async fn report(arguments: &Arguments, mut daemon: Daemon, format: Format) -
     }
     let force = arguments.force.as_ref().map(ToString::to_string).unwrap_or_default();
     let call = daemon.admin.rotate(RotateRequest { force });
-    let mut stream = daemon.connection.within(STEP_WITHIN, call).await?.into_inner();
+    let (steps, made) = follow(&daemon.connection, call, format).await?;
+    Ok(Report::done(text(&made), json!({ "steps": steps, "generation": generation::json(&made) })))
+}
+
+/// Shows each step of a rotation; what was done and made in the end.
+pub(in crate::cli) async fn follow(
+    connection: &Connection,
+    call: impl Future<Output = Result<Response<Streaming<RotateProgress>>, Status>>,
+    format: Format,
+) -> Result<(Vec<String>, Generation), Failure> {
+    let mut stream = connection.within(STEP_WITHIN, call).await?.into_inner();
     let mut steps = Vec::new();
     let mut made = None;
-    while let Some(message) = daemon.connection.within(STEP_WITHIN, stream.message()).await.map_err(look_first)? {
+    while let Some(message) = connection.within(STEP_WITHIN, stream.message()).await.map_err(look_first)? {
         progress(format, &format!("{}…", message.step));
         made = message.generation.or(made);
         steps.push(message.step);
     }
     let made = made.ok_or_else(|| look_first(Failure::new(Exit::Failed, "the daemon ended the rotation early")))?;
-    Ok(Report::done(text(&made), json!({ "steps": steps, "generation": generation::json(&made) })))
+    Ok((steps, made))
 }
 
 /// The remedy of a rotation that stopped is not to start another.
@@ -56,16 +68,21 @@ fn look_first(failure: Failure) -> Failure {
 }
 
 fn text(made: &Generation) -> String {
+    format!("Rotated.\n{}", after(made))
+}
+
+/// What a new generation leaves to be done.
+pub(in crate::cli) fn after(made: &Generation) -> String {
     let rows = table::fields(&[("Generation", made.number.to_string()), ("Key ID", made.key_id.clone())]);
     format!(
-        "Rotated.\n{rows}\nkube-apiserver takes the new key within a minute. Secrets written before stay under the old\n\
+        "{rows}\nkube-apiserver takes the new key within a minute. Secrets written before stay under the old\n\
          one until they are rewritten:\n  kubectl get secrets --all-namespaces -o json | kubectl replace -f -\n\
          Then `keystead etcd scan`: without it the next rotation is refused.\n"
     )
 }
 
 /// Asks on the terminal. Nobody there is a mistake of the caller, not a no.
-fn confirm(question: &str) -> Result<(), Failure> {
+pub(in crate::cli) fn confirm(question: &str) -> Result<(), Failure> {
     let (stdin, mut stderr) = (io::stdin(), io::stderr());
     if !stdin.is_terminal() || !stderr.is_terminal() {
         return Err(Failure::new(Exit::Usage, "there is no terminal to ask on").next("say `--yes` if it is meant"));
@@ -77,6 +94,6 @@ fn confirm(question: &str) -> Result<(), Failure> {
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot ask: {error}")))?;
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Failure::new(Exit::Failed, "not rotated: the answer was not yes")),
+        _ => Err(Failure::new(Exit::Failed, "nothing was done: the answer was not yes")),
     }
 }

@@ -1,78 +1,95 @@
 //! `keystead roots list`.
 //!
-//! A CMK wraps one generation, so a token shows once a generation; a recovery key shows once.
+//! A CMK wraps one generation, so a token shows once a generation; a recovery key and a cloud key show once.
 
-use std::collections::BTreeMap;
-
-use keystead_wire::admin::v1::Generation;
+use keystead_wire::admin::v1::{ListRootsRequest, ListRootsResponse, RootUse};
 use serde_json::json;
 
 use crate::cli::exit::Failure;
-use crate::cli::key::Daemon;
+use crate::cli::key::{Daemon, generation};
 use crate::cli::report::Report;
-use crate::cli::table;
-
-/// One root over all generations.
-#[derive(Debug, Default)]
-struct Root {
-    constructions: Vec<String>,
-    generations: Vec<u64>,
-    opens_active: bool,
-}
+use crate::cli::{table, time};
 
 pub async fn report(mut daemon: Daemon) -> Result<Report, Failure> {
-    let generations = daemon.generations().await?;
-    Ok(shown(&generations))
+    let roots = daemon.connection.answer(daemon.admin.list_roots(ListRootsRequest {})).await?;
+    Ok(shown(&roots))
 }
 
-fn shown(generations: &[Generation]) -> Report {
-    let alive = || generations.iter().filter(|generation| generation.state != "destroyed");
-    let mut roots: BTreeMap<(String, String), Root> = BTreeMap::new();
-    for generation in alive() {
-        for root in &generation.roots {
-            let entry = roots.entry((root.kind.clone(), root.id.clone())).or_default();
-            if !entry.constructions.contains(&root.construction) {
-                entry.constructions.push(root.construction.clone());
-            }
-            if entry.generations.last() != Some(&generation.number) {
-                entry.generations.push(generation.number);
-            }
-            entry.opens_active |= generation.state == "active";
-        }
-    }
-    let total = alive().count();
-    let single: Vec<u64> =
-        alive().filter(|generation| generation.roots.len() < 2).map(|generation| generation.number).collect();
-    let rows: Vec<Vec<String>> = roots
+fn shown(list: &ListRootsResponse) -> Report {
+    let total = list.generations.len();
+    let rows: Vec<Vec<String>> = list
+        .roots
         .iter()
-        .map(|((kind, id), root)| {
-            let active = if root.opens_active { "yes" } else { "no" };
+        .map(|root| {
             vec![
-                kind.clone(),
-                "yes".into(),
-                active.into(),
+                root.kind.clone(),
+                if root.opens_active { "yes" } else { "no" }.into(),
                 format!("{} of {total}: {}", root.generations.len(), numbers(&root.generations)),
-                id.clone(),
+                objects(root),
+                root.id.clone(),
             ]
         })
         .collect();
-    let mut text = table::columns(&["KIND", "DURABLE", "ACTIVE", "OPENS", "ID"], &rows);
-    if !single.is_empty() {
-        text.push_str(&format!(
-            "Generations on one root only: {}. If that root is lost, so are their Secrets.\n",
-            numbers(&single)
-        ));
-    }
-    let list: Vec<_> = roots
+    let mut text = table::columns(&["KIND", "ACTIVE", "GENERATIONS", "OBJECTS", "ID"], &rows);
+    text.push('\n');
+    text.push_str(&table::list(&notes(list)));
+    let roots: Vec<_> = list
+        .roots
         .iter()
-        .map(|((kind, id), root)| {
+        .map(|root| {
             json!({
-                "kind": kind, "id": id, "constructions": root.constructions, "durable": true,
-                "opens_active": root.opens_active, "generations": root.generations,
+                "kind": root.kind, "id": root.id, "constructions": root.constructions, "durable": true,
+                "opens_active": root.opens_active, "generations": root.generations, "objects": root.objects,
+                "objects_at_least": root.at_least, "removed": root.removed,
             })
         })
         .collect();
-    Report::done(text, json!({ "roots": list, "generations": total, "on_one_root": single }))
+    let json = json!({
+        "roots": roots, "generations": total, "on_one_root": list.on_one_root,
+        "scan": list.scan.as_ref().map(generation::scan),
+    });
+    Report::done(text, json)
+}
+
+fn objects(root: &RootUse) -> String {
+    match root.objects {
+        None => "unknown".into(),
+        Some(count) if root.at_least => format!("{count} or more"),
+        Some(count) => count.to_string(),
+    }
+}
+
+/// What the numbers mean, and what no number says.
+fn notes(list: &ListRootsResponse) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !list.on_one_root.is_empty() {
+        let single = numbers(&list.on_one_root);
+        notes.push(format!("Generations on one root only: {single}. If that root is lost, so are their Secrets."));
+    }
+    notes.push(match &list.scan {
+        Some(scan) if list.roots.iter().any(|root| root.objects.is_some()) => {
+            let moment = time::rfc3339(scan.recorded).unwrap_or_default();
+            match time::rfc3339(scan.rewritten_since).filter(|_| scan.rewritten) {
+                Some(since) => format!(
+                    "Objects in etcd by the scan of {moment}: every one is under the active generation, proven since {since}."
+                ),
+                None => format!("Objects in etcd by the scan of {moment}. Not proven to be rewritten: {}.", scan.detail),
+            }
+        }
+        _ => "Objects in etcd: unknown, no scan since the last activation. `keystead etcd scan` counts them.".into(),
+    });
+    let removed: Vec<&RootUse> = list.roots.iter().filter(|root| root.removed && root.objects != Some(0)).collect();
+    for root in removed {
+        let opens = match root.objects {
+            None => "may still be needed".to_owned(),
+            Some(_) => format!("still opens {} objects", objects(root)),
+        };
+        notes.push(format!("Taken from the key, but {opens}: {} {}. Do not destroy it.", root.kind, root.id));
+    }
+    notes.push(
+        "Backups of etcd keep the wraps of their time: a root opens those for ever, whatever is rewritten here.".into(),
+    );
+    notes
 }
 
 /// `1-3, 5`: many generations in little room.
@@ -94,28 +111,69 @@ fn numbers(numbers: &[u64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keystead_wire::admin::v1::Root as Wire;
+    use keystead_wire::admin::v1::Scan;
 
-    fn generation(number: u64, state: &str, roots: &[(&str, &str)]) -> Generation {
-        let root = |(kind, id): &(&str, &str)| Wire {
-            kind: (*kind).into(),
-            id: (*id).into(),
-            construction: "hpke-p256".into(),
-        };
-        Generation { number, state: state.into(), roots: roots.iter().map(root).collect(), ..Generation::default() }
+    fn root(kind: &str, id: &str, generations: &[u64], objects: Option<u64>) -> RootUse {
+        let generations = generations.to_vec();
+        let opens_active = generations.last() == Some(&3);
+        RootUse {
+            removed: !opens_active,
+            kind: kind.into(),
+            id: id.into(),
+            generations,
+            opens_active,
+            objects,
+            ..RootUse::default()
+        }
+    }
+
+    fn list(objects: [Option<u64>; 3], scan: Option<Scan>) -> ListRootsResponse {
+        ListRootsResponse {
+            roots: vec![
+                root("pkcs11", &"a1".repeat(16), &[1], objects[0]),
+                root("recovery", &"ff".repeat(32), &[2, 3], objects[1]),
+                root("alibaba-kms", "key-hzz65f1f4b3example0001", &[2, 3], objects[2]),
+            ],
+            scan,
+            generations: vec![1, 2, 3],
+            on_one_root: vec![1],
+        }
+    }
+
+    fn folded(report: &Report) -> String {
+        assert!(report.text.lines().all(|line| line.chars().count() <= 80), "{}", report.text);
+        report.text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn recovery_key_shows_once_and_what_hangs_on_one_root_is_named() {
-        let report = shown(&[
-            generation(1, "retired", &[("pkcs11", "a1")]),
-            generation(2, "retired", &[("pkcs11", "a2"), ("recovery", "ff")]),
-            generation(3, "active", &[("pkcs11", "a3"), ("recovery", "ff")]),
-            generation(4, "destroyed", &[]),
-        ]);
-        let recovery = &report.json["roots"][3];
+        let report = shown(&list([None; 3], None));
+        let recovery = &report.json["roots"][1];
         assert_eq!((recovery["kind"].as_str(), &recovery["generations"]), (Some("recovery"), &json!([2, 3])));
-        assert_eq!(report.json["on_one_root"], json!([1]));
-        assert!(report.text.contains("2 of 3: 2-3") && report.text.contains("one root only: 1."), "{}", report.text);
+        assert_eq!((&recovery["objects"], &report.json["on_one_root"]), (&json!(null), &json!([1])));
+        let text = folded(&report);
+        for part in
+            ["2 of 3: 2-3", "one root only: 1.", "unknown, no scan since the last activation", "may still be needed"]
+        {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn root_that_was_removed_says_how_many_objects_it_still_opens() {
+        let scan = Scan { recorded: 1_763_816_645, detail: "objects under generation 1: 12".into(), ..Scan::default() };
+        let report = shown(&list([Some(12), Some(40), Some(40)], Some(scan.clone())));
+        let text = folded(&report);
+        for part in [
+            "but still opens 12 objects: pkcs11",
+            "Not proven to be rewritten: objects under generation 1: 12.",
+            "Backups",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert_eq!(report.json["roots"][0]["objects"], 12);
+        let proven = Scan { rewritten: true, rewritten_since: 1_763_816_645, detail: String::new(), ..scan };
+        let text = folded(&shown(&list([Some(0), Some(52), Some(52)], Some(proven))));
+        assert!(text.contains("proven since 2025-11-22T13:04:05Z") && !text.contains("Taken from"), "{text}");
     }
 }

@@ -1,5 +1,6 @@
 //! `keystead roots …`: what can open the key's generations, asked of the running daemon over its admin socket.
 
+mod change;
 mod list;
 mod rescue;
 
@@ -10,23 +11,31 @@ use clap::Subcommand;
 use super::connection::runtime;
 use super::exit::Failure;
 use super::key::Daemon;
-use super::report::Report;
+use super::report::{Format, Report};
 use super::settings;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List every root and the generations it opens
     List,
+    /// Give new generations another root: makes one, and serves it
+    #[command(subcommand)]
+    Add(change::Add),
+    /// Take a root from new generations: makes one, and serves it
+    #[command(subcommand)]
+    Remove(change::Remove),
     /// Wrap the keys in the daemon's memory to a public key, while their token is dead
     Rescue(rescue::Arguments),
 }
 
-pub fn run(command: &Command, config: Option<&Path>) -> Result<Report, Failure> {
+pub fn run(command: &Command, config: Option<&Path>, format: Format) -> Result<Report, Failure> {
     let (_, settings) = settings(config)?;
     runtime()?.block_on(async {
         let daemon = Daemon::open(&settings.admin.socket.path).await?;
         match command {
             Command::List => list::report(daemon).await,
+            Command::Add(add) => change::add(add, daemon, format).await,
+            Command::Remove(remove) => change::remove(remove, daemon, format).await,
             Command::Rescue(arguments) => rescue::report(arguments, daemon).await,
         }
     })

@@ -30,6 +30,7 @@ pub(super) fn json(upstream: &Upstream) -> Value {
         "pending_version": (!upstream.pending_version.is_empty()).then_some(&upstream.pending_version),
         "proven": upstream.proven,
         "copies_complete": upstream.copies_complete,
+        "older_only": upstream.older_only,
         "calls": calls,
         "calls_today": upstream.calls_today,
         "call_budget": upstream.call_budget,

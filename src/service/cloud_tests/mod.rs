@@ -3,10 +3,12 @@
 mod deletion_tests;
 mod faults_tests;
 mod grants_tests;
+mod home_property_tests;
 #[cfg(feature = "failpoints")]
 mod kills_tests;
 mod profile_tests;
 mod property_tests;
 mod revocation_tests;
+mod roots_tests;
 mod schedule_tests;
 mod world_tests;

@@ -13,10 +13,10 @@ use proptest::test_runner::TestRunner;
 use super::world_tests::{LEASE, Mood, World};
 use crate::service::keys::Encrypted;
 
-const CASES: u32 = 64;
+pub(super) const CASES: u32 = 64;
 
 #[derive(Debug, Clone)]
-enum Event {
+pub(super) enum Event {
     CloudSays(Mood),
     Pass { seconds: u64, step: u64 },
     Restart,
@@ -39,7 +39,7 @@ fn mood() -> impl Strategy<Value = Mood> {
     ]
 }
 
-fn event() -> impl Strategy<Value = Event> {
+pub(super) fn event() -> impl Strategy<Value = Event> {
     const YEAR: i64 = 365 * 24 * 3600;
     prop_oneof![
         6 => mood().prop_map(Event::CloudSays),

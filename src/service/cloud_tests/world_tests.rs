@@ -377,6 +377,8 @@ pub struct World {
     pub cloud: Arc<FakeCloud>,
     pub clock: Arc<TestClock>,
     pub policy: OnKeyVersion,
+    /// The configuration has an [upstream].
+    pub configured: bool,
     pub daemon: Option<Arc<Lifecycle>>,
     _turn: Turn,
 }
@@ -411,6 +413,12 @@ impl World {
         Self::empty(Turn::Shared(FAILPOINTS.read().unwrap_or_else(|poisoned| poisoned.into_inner())))
     }
 
+    /// Before `init`, with no other test beside it.
+    #[cfg(feature = "failpoints")]
+    pub fn bare_alone() -> Self {
+        Self::empty(Turn::Alone(FAILPOINTS.write().unwrap_or_else(|poisoned| poisoned.into_inner())))
+    }
+
     fn empty(turn: Turn) -> Self {
         // Many writes are synced here; what they are worth on a disk is not this test's.
         let memory = PathBuf::from("/dev/shm");
@@ -422,6 +430,7 @@ impl World {
             cloud: Arc::new(FakeCloud::new("one")),
             clock: Arc::new(TestClock(Mutex::new(now))),
             policy: OnKeyVersion::Follow,
+            configured: true,
             daemon: None,
             _turn: turn,
         }
@@ -509,7 +518,10 @@ impl World {
             known_time: KnownTime::new(1_700_000_000),
         };
         let lifecycle = Lifecycle::new(settings, self.store(), custody, keys, None);
-        self.daemon = Some(Arc::new(lifecycle.in_cloud(self.cloud.clone(), cloud, self.clock.clone())));
+        self.daemon = Some(Arc::new(match self.configured {
+            true => lifecycle.in_cloud(self.cloud.clone(), cloud, self.clock.clone()),
+            false => lifecycle,
+        }));
         self.tend().await;
     }
 

@@ -4,6 +4,7 @@
 mod calls;
 mod check;
 mod faults;
+mod home;
 mod keys;
 mod local;
 mod rig;

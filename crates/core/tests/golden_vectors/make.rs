@@ -11,7 +11,9 @@ use keystead_core::backup::{Backup, Snapshot};
 use keystead_core::envelope::EnvelopeKey;
 use keystead_core::grant::{Grant, GrantSigner};
 use keystead_core::hpke_p256::P256PublicKey;
-use keystead_core::keyring::{Generation, GenerationState, Keyring, RecoveryRoot, Suspension, TokenIdentity};
+use keystead_core::keyring::{
+    Generation, GenerationState, Keyring, RecoveryRoot, RootsChoice, Suspension, TokenIdentity,
+};
 use keystead_core::lease::{Clocks, Lease};
 use keystead_core::offline_copy::{CopyKey, OfflineCopy};
 use keystead_core::record;
@@ -845,6 +847,7 @@ fn keyring(recovery: bool) -> Keyring {
         } else {
             RecoveryRoot::Declined
         },
+        custody_only: false,
         last_number: GenerationNumber(0),
         rotation: None,
         scan: None,
@@ -993,6 +996,30 @@ fn record() -> Value {
         case("tombstone", &finished, "1 Destroyed 0, 2 Destroyed 0, 3 Active 2"),
     ];
     let good = [good, deletions].concat();
+    let mut going_home = in_the_cloud();
+    going_home.begin_rotation(counting(0xb0), counting(0xd0), 1_800_086_400).unwrap();
+    let recovery = RecoveryRoot::PublicKey { point: public_key(0x11).as_sec1().to_vec() };
+    going_home.intend_roots(RootsChoice { recovery, custody_only: true }).unwrap();
+    let newest = name("default", 2, 0xb0);
+    let mut home = going_home.clone();
+    home.prepare(kek(0x20).commitment(), vec![custody_wrap(&newest), recovery_wrap(&newest)], 1_800_086_400).unwrap();
+    home.activate(1_800_086_460).unwrap();
+    let findings = Findings {
+        source: Source::Etcd { cluster: 1, member: 1 },
+        revision: 7,
+        restricted: false,
+        objects: [(newest.key_id.clone(), 7)].into(),
+        unknown: 0,
+    };
+    home.record_scan(findings, 1_800_086_520);
+    let good = [
+        good,
+        vec![
+            case("going-home-with-a-recovery-key", &going_home, "1 Active 1"),
+            case("home-again-and-rewritten", &home, "1 Retired 1, 2 Active 2"),
+        ],
+    ]
+    .concat();
     let record = good[1]["record"].as_str().unwrap();
     let (head, document) = record.split_at(record.match_indices('\n').nth(1).unwrap().0 + 1);
     let (tag, other_tag) = (&head[21..85], hex([0; 32]));
@@ -1084,6 +1111,11 @@ fn record() -> Value {
         inconsistent("key-id-of-another-keyring", &|keyring| keyring.generations[0].key_id = elsewhere().key_id),
         inconsistent("recovery-point-off-the-curve", &|keyring| {
             keyring.recovery = RecoveryRoot::PublicKey { point: flipped(public_key(0x11).as_sec1(), 64, 1) };
+        }),
+        inconsistent("intended-recovery-point-off-the-curve", &|keyring| {
+            keyring.begin_rotation(counting(0xc0), counting(0xe0), 0).unwrap();
+            let recovery = RecoveryRoot::PublicKey { point: flipped(public_key(0x11).as_sec1(), 64, 1) };
+            keyring.intend_roots(RootsChoice { recovery, custody_only: false }).unwrap();
         }),
         inconsistent("rotation-names-a-cmk-in-use", &|keyring| {
             let mut intent = keyring.begin_rotation(counting(0xc0), counting(0xe0), 0).unwrap();
