@@ -432,3 +432,44 @@ async fn registered_backups_are_named_and_open_afterwards_by_what_was_said_and_b
     let by_key = shown(&recover(site, &["--snapshot", &whole, "--private", &cluster.private(), "--dry-run"]), 0);
     assert_eq!(numbers(&by_key), [1, 2], "{by_key}");
 }
+
+/// Runs a command on a terminal of its own, where somebody types `answer`. Its exit code, and what the terminal showed.
+fn on_terminal(site: &Site, command: &str, answer: &str) -> (i32, String) {
+    use std::io::Write;
+    let line = format!("{} {command}", env!("CARGO_BIN_EXE_keystead"));
+    // Of Debian's essential packages; `-e` hands the exit code on.
+    let mut child = std::process::Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env("KEYSTEAD_CONFIG", site.config())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.as_mut().unwrap().write_all(format!("{answer}\n").as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[tokio::test]
+async fn person_at_a_terminal_sees_what_would_be_lost_and_types_the_key_id() {
+    let site = Site::initialized("");
+    let command = "key schedule-deletion --generation 1";
+    rotated(&site).await;
+    let daemon = site.serve().await;
+    let lines = daemon.status().await.audit.unwrap().last;
+    for wrong in ["y", "yes", "1", &key_id(&site, 2)] {
+        let (code, shown) = on_terminal(&site, command, wrong);
+        assert_eq!(code, 1, "{shown}");
+        assert!(shown.contains("Opens it no more") && shown.contains("No root remains"), "{shown}");
+        assert!(shown.contains("not scheduled"), "{shown}");
+    }
+    assert_eq!(daemon.status().await.audit.unwrap().last, lines, "a question is no action");
+    assert_eq!(state(&daemon, 1).await, "retired");
+    let (code, shown) = on_terminal(&site, command, &key_id(&site, 1));
+    assert_eq!(code, 0, "{shown}");
+    assert_eq!(state(&daemon, 1).await, "pending-deletion");
+    // Refused before anybody is asked to type.
+    let (code, shown) = on_terminal(&site, command, &key_id(&site, 1));
+    assert!(code == 4 && !shown.contains("Type the key ID"), "{shown}");
+    assert!(daemon.stop().success());
+}

@@ -133,9 +133,7 @@ fn text(would: &ScheduleDeletionResponse) -> String {
     }
     let how = if stays.is_empty() { "become unreadable" } else { "then open by those roots alone" };
     match deletion.backups.as_slice() {
-        [] => text.push_str(
-            "\nNo registered backup needs it. What was not registered (`keystead backup register`)\nis not known here.\n",
-        ),
+        [] => text.push_str("\nNo registered backup needs it (`keystead backup register`); others may.\n"),
         backups => text.push_str(&format!("\nRegistered backups that {how}:\n{}", table::list(backups))),
     }
     text
