@@ -25,7 +25,7 @@ fn key_id(site: &Site, number: usize) -> String {
     all["generations"][number - 1]["key_id"].as_str().unwrap().to_owned()
 }
 
-fn schedule(site: &Site, generation: &str, wait: &str) -> std::process::Output {
+pub fn schedule(site: &Site, generation: &str, wait: &str) -> std::process::Output {
     let confirm = key_id(site, generation.parse().unwrap());
     let arguments = ["--generation", generation, "--wait", wait, "--confirm", &confirm, "--output", "json"];
     site.command(["key", "schedule-deletion"]).args(arguments).output().unwrap()
@@ -41,7 +41,7 @@ async fn state(daemon: &Daemon, number: usize) -> String {
 }
 
 /// Waits until a generation is in a state, with nothing left to do about it.
-async fn until_state(daemon: &Daemon, number: usize, wanted: &str) -> Generation {
+pub async fn until_state(daemon: &Daemon, number: usize, wanted: &str) -> Generation {
     let started = Instant::now();
     loop {
         let generation = generations(daemon).await[number - 1].clone();
@@ -55,7 +55,7 @@ async fn until_state(daemon: &Daemon, number: usize, wanted: &str) -> Generation
 }
 
 /// Has the daemon keep a scan that found so many objects under each generation.
-async fn scanned(daemon: &Daemon, objects: &[u64]) {
+pub async fn scanned(daemon: &Daemon, objects: &[u64]) {
     let all = generations(daemon).await;
     let each = all
         .iter()
@@ -129,7 +129,8 @@ async fn generation_that_etcd_needs_no_more_is_destroyed_on_the_token_and_stays_
     let status = String::from_utf8(status.stdout).unwrap();
     assert!(status.contains("generation 1: destroyed in"), "{status}");
     assert!(status.lines().all(|line| line.chars().count() <= 80), "{status}");
-    assert!(site.keystead(["key", "list"]).expect_success().contains("pending-deletion"));
+    let list = site.keystead(["key", "list"]).expect_success();
+    assert!(list.contains("Pending deletion:") && list.contains(&key_id(&site, 1)), "{list}");
     let metrics = crate::clients::metrics(&daemon).await;
     assert!(crate::clients::sample(&metrics, "keystead_deletion_remaining_seconds", "1") > 3000.0, "{metrics}");
     let cancelled = json(site.keystead(["key", "cancel-deletion", "--generation", "1", "--output", "json"]));
