@@ -43,7 +43,9 @@ pub async fn schedule(
         return Ok(answer(lifecycle, &report));
     }
     let mut details = named(lifecycle, &wanted.generation);
-    details["wait_seconds"] = json!(wanted.wait.map(|wait| wait.as_secs()));
+    if let Some(wait) = wanted.wait {
+        details["wait_seconds"] = json!(wait.as_secs());
+    }
     let audited = audit.intent("schedule-deletion", &request, details).await?;
     let worker = lifecycle.clone();
     // A task of its own: a client that hangs up leaves nothing half done.

@@ -25,7 +25,9 @@ pub const UNSETTLED: &str = "a change of the key is not settled yet (the log say
 pub fn deletion(generation: u64, state: &str, detail: &str, left: Duration, backups: &[String]) -> String {
     match (state, detail) {
         ("suspended", detail) => format!("the deletion of generation {generation} is SUSPENDED: {detail}"),
-        ("held", "") => format!("generation {generation} is being destroyed"),
+        ("held", "") => {
+            format!("generation {generation} is being destroyed; if it stays so, the log says why")
+        }
         ("held", detail) => format!("the waiting period of generation {generation} is over: {detail}"),
         (_, detail) => {
             let mut also = if detail.is_empty() { String::new() } else { format!(" ({detail})") };

@@ -25,7 +25,7 @@ fn key_id(site: &Site, number: usize) -> String {
     all["generations"][number - 1]["key_id"].as_str().unwrap().to_owned()
 }
 
-fn schedule(site: &Site, generation: &str, wait: &str) -> std::process::Output {
+pub fn schedule(site: &Site, generation: &str, wait: &str) -> std::process::Output {
     let confirm = key_id(site, generation.parse().unwrap());
     let arguments = ["--generation", generation, "--wait", wait, "--confirm", &confirm, "--output", "json"];
     site.command(["key", "schedule-deletion"]).args(arguments).output().unwrap()
@@ -41,7 +41,7 @@ async fn state(daemon: &Daemon, number: usize) -> String {
 }
 
 /// Waits until a generation is in a state, with nothing left to do about it.
-async fn until_state(daemon: &Daemon, number: usize, wanted: &str) -> Generation {
+pub async fn until_state(daemon: &Daemon, number: usize, wanted: &str) -> Generation {
     let started = Instant::now();
     loop {
         let generation = generations(daemon).await[number - 1].clone();
@@ -55,7 +55,7 @@ async fn until_state(daemon: &Daemon, number: usize, wanted: &str) -> Generation
 }
 
 /// Has the daemon keep a scan that found so many objects under each generation.
-async fn scanned(daemon: &Daemon, objects: &[u64]) {
+pub async fn scanned(daemon: &Daemon, objects: &[u64]) {
     let all = generations(daemon).await;
     let each = all
         .iter()
@@ -129,7 +129,8 @@ async fn generation_that_etcd_needs_no_more_is_destroyed_on_the_token_and_stays_
     let status = String::from_utf8(status.stdout).unwrap();
     assert!(status.contains("generation 1: destroyed in"), "{status}");
     assert!(status.lines().all(|line| line.chars().count() <= 80), "{status}");
-    assert!(site.keystead(["key", "list"]).expect_success().contains("pending-deletion"));
+    let list = site.keystead(["key", "list"]).expect_success();
+    assert!(list.contains("Pending deletion:") && list.contains(&key_id(&site, 1)), "{list}");
     let metrics = crate::clients::metrics(&daemon).await;
     assert!(crate::clients::sample(&metrics, "keystead_deletion_remaining_seconds", "1") > 3000.0, "{metrics}");
     let cancelled = json(site.keystead(["key", "cancel-deletion", "--generation", "1", "--output", "json"]));
@@ -431,4 +432,45 @@ async fn registered_backups_are_named_and_open_afterwards_by_what_was_said_and_b
     assert_eq!(numbers(&by_token), [2], "{by_token}");
     let by_key = shown(&recover(site, &["--snapshot", &whole, "--private", &cluster.private(), "--dry-run"]), 0);
     assert_eq!(numbers(&by_key), [1, 2], "{by_key}");
+}
+
+/// Runs a command on a terminal of its own, where somebody types `answer`. Its exit code, and what the terminal showed.
+fn on_terminal(site: &Site, command: &str, answer: &str) -> (i32, String) {
+    use std::io::Write;
+    let line = format!("{} {command}", env!("CARGO_BIN_EXE_keystead"));
+    // Of Debian's essential packages; `-e` hands the exit code on.
+    let mut child = std::process::Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env("KEYSTEAD_CONFIG", site.config())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.as_mut().unwrap().write_all(format!("{answer}\n").as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[tokio::test]
+async fn person_at_a_terminal_sees_what_would_be_lost_and_types_the_key_id() {
+    let site = Site::initialized("");
+    let command = "key schedule-deletion --generation 1";
+    rotated(&site).await;
+    let daemon = site.serve().await;
+    let lines = daemon.status().await.audit.unwrap().last;
+    for wrong in ["y", "yes", "1", &key_id(&site, 2)] {
+        let (code, shown) = on_terminal(&site, command, wrong);
+        assert_eq!(code, 1, "{shown}");
+        assert!(shown.contains("Opens it no more") && shown.contains("No root remains"), "{shown}");
+        assert!(shown.contains("not scheduled"), "{shown}");
+    }
+    assert_eq!(daemon.status().await.audit.unwrap().last, lines, "a question is no action");
+    assert_eq!(state(&daemon, 1).await, "retired");
+    let (code, shown) = on_terminal(&site, command, &key_id(&site, 1));
+    assert_eq!(code, 0, "{shown}");
+    assert_eq!(state(&daemon, 1).await, "pending-deletion");
+    // Refused before anybody is asked to type.
+    let (code, shown) = on_terminal(&site, command, &key_id(&site, 1));
+    assert!(code == 4 && !shown.contains("Type the key ID"), "{shown}");
+    assert!(daemon.stop().success());
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::chip::Swtpm;
 use crate::crash;
 use crate::daemon::{Finished, Site, decrypt, encrypt};
+use crate::deletion;
 use crate::etcd::Etcd;
 use crate::load::Load;
 use crate::tpm_proxy::Proxy;
@@ -98,6 +99,31 @@ async fn key_in_a_tpm_is_served_rotated_and_an_old_store_refused() {
     assert!(daemon.stop().success());
     fs::write(site.store_file(), &today).unwrap();
     assert!(site.serve().await.stop().success());
+}
+
+/// Its key lives in its wraps: the tombstone stays, and nobody is told that anything was shredded.
+#[tokio::test]
+async fn destroyed_generation_of_a_tpm_is_said_to_open_from_backups() {
+    let tpm = TpmSite::configured("[deletion]\nmin_wait = \"1s\"\n");
+    let site = &tpm.site;
+    site.keystead(["init", "--no-recovery"]).expect_success();
+    let daemon = site.serve().await;
+    let mut kms = daemon.kms().await;
+    let old = encrypt(&mut kms, b"old").await;
+    site.rotate().expect_success();
+    deletion::scanned(&daemon, &[0, 1]).await;
+    let done = json(&deletion::schedule(site, "1", "1s").expect_success());
+    let root = &done["deletion"]["roots"][0];
+    assert_eq!((root["kind"].as_str(), root["opens"].as_bool()), (Some("tpm"), Some(true)), "{done}");
+    assert!(root["why"].as_str().unwrap().contains("until it is cleared"), "{done}");
+    deletion::until_state(&daemon, 1, "destroyed").await;
+    assert_eq!(decrypt(&mut kms, &old).await.unwrap_err().code(), tonic::Code::FailedPrecondition);
+    let new = encrypt(&mut kms, b"new").await;
+    drop(kms);
+    assert!(daemon.stop().success());
+    let daemon = site.serve().await;
+    assert_eq!(decrypt(&mut daemon.kms().await, &new).await.unwrap(), b"new");
+    assert!(daemon.stop().success());
 }
 
 #[tokio::test]

@@ -56,9 +56,10 @@ pub async fn schedule(arguments: &ScheduleArguments, mut daemon: Daemon) -> Resu
     let call = daemon.admin.schedule_deletion(ScheduleDeletionRequest { confirm, ..request });
     let done = daemon.connection.within(DONE_WITHIN, call).await?.into_inner();
     let deletion = done.deletion.clone().unwrap_or_default();
+    // Whoever was asked has read the rest already.
+    let shown = if arguments.confirm.is_some() { text(&done) } else { table::fields(&summary(&deletion)) };
     let text = format!(
-        "Scheduled.\n{}\nUntil then it still decrypts, and `keystead key cancel-deletion --generation {}` undoes it.\n",
-        text(&done),
+        "Scheduled.\n{shown}\nUntil then it still decrypts, and `keystead key cancel-deletion --generation {}` undoes it.\n",
         deletion.generation
     );
     Ok(Report::done(
@@ -105,15 +106,20 @@ pub fn standing(deletion: &Deletion) -> String {
     }
 }
 
-fn text(would: &ScheduleDeletionResponse) -> String {
-    let deletion = would.deletion.clone().unwrap_or_default();
-    let mut text = table::fields(&[
+fn summary(deletion: &Deletion) -> Vec<(&'static str, String)> {
+    vec![
         ("Generation", deletion.generation.to_string()),
         ("Key ID", deletion.key_id.clone()),
         ("Destroyed", format!("after {} in which the daemon serves", time::span(deletion.remaining_seconds))),
-        ("Objects", format!("{} by the newest scan of etcd", would.objects)),
-        ("Decrypts", format!("{} since the daemon started, which proves nothing", would.decrypts)),
-    ]);
+    ]
+}
+
+fn text(would: &ScheduleDeletionResponse) -> String {
+    let deletion = would.deletion.clone().unwrap_or_default();
+    let mut rows = summary(&deletion);
+    rows.push(("Objects", format!("{} by the newest scan of etcd", would.objects)));
+    rows.push(("Decrypts", format!("{} since the daemon started, which proves nothing", would.decrypts)));
+    let mut text = table::fields(&rows);
     let told = |opens: bool| {
         let fates = deletion.roots.iter().filter(move |fate| fate.opens == opens);
         let line = |fate: &RootFate| {
@@ -133,9 +139,7 @@ fn text(would: &ScheduleDeletionResponse) -> String {
     }
     let how = if stays.is_empty() { "become unreadable" } else { "then open by those roots alone" };
     match deletion.backups.as_slice() {
-        [] => text.push_str(
-            "\nNo registered backup needs it. What was not registered is not known here: see\n`keystead backup register`.\n",
-        ),
+        [] => text.push_str("\nNo registered backup needs it (`keystead backup register`); others may.\n"),
         backups => text.push_str(&format!("\nRegistered backups that {how}:\n{}", table::list(backups))),
     }
     text

@@ -18,7 +18,8 @@ pub async fn report(mut daemon: Daemon) -> Result<Report, Failure> {
             let loaded = if generation.loaded { "yes" } else { "no" };
             vec![
                 generation.number.to_string(),
-                generation.state.clone(),
+                // Short, so that whole key IDs fit beside it: one is typed to confirm.
+                generation.state.replace("pending-deletion", "pending"),
                 loaded.to_owned(),
                 time::day(generation.created),
                 generation.key_id.clone(),

@@ -104,6 +104,21 @@ async fn cmk_of_a_destroyed_generation_is_gone_from_the_token_and_no_other() {
 }
 
 #[tokio::test]
+async fn deletion_is_cancelled_also_while_the_token_is_away() {
+    let mut world = World::online().await;
+    let old = waiting(&world).await;
+    world.token.take_away(true);
+    world.pass(8 * DAY, 600).await;
+    world.daemon().cancel_deletion("1").await.unwrap();
+    assert_eq!(world.record().generations[0].state, GenerationState::Retired);
+    world.token.take_away(false);
+    world.pass(60, 10).await;
+    world.restart().await;
+    assert_eq!((state(&world), world.availability()), (GenerationState::Retired, Availability::Online));
+    assert!(world.decrypts(&old, b"old").await);
+}
+
+#[tokio::test]
 async fn clocks_that_jump_and_machines_that_are_off_neither_shorten_nor_reset_the_wait() {
     const YEAR: i64 = 365 * 24 * 3600;
     let mut world = World::online().await;
