@@ -33,6 +33,10 @@ pub const CLOUD: &[&str] = &[
     "return.stored",
 ];
 
+/// Those of disabling and enabling the key, in their order; the store's and the epoch's lie between them.
+pub const SWITCH: &[&str] =
+    &["disable.refused", "disable.marked", "disable.stored", "enable.stored", "enable.before-publish"];
+
 /// Arms what the environment asks for. Call once, before threads start.
 #[cfg(feature = "failpoints")]
 pub fn arm() {

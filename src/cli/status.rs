@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::connection::{Connection, runtime};
 use super::exit::{Exit, Failure};
 use super::key::generation::scan;
+use super::key::switch;
 use super::paint::Colour;
 use super::report::Report;
 use super::{settings, table, time};
@@ -85,6 +86,7 @@ fn report(status: &GetStatusResponse) -> Report {
             "uid": sandbox.uid,
         },
         "scan": status.scan.as_ref().map(scan),
+        "disabled": switch::json(status.disabled.as_ref()),
         "upstream": status.upstream.as_ref().map(upstream::json),
         "apiserver_restart": survival(status.apiserver_restart.as_ref()),
         "reboot": survival(status.reboot.as_ref()),
@@ -105,6 +107,10 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
     let mut plain = |name, value| rows.push((name, value, None));
     if !status.reason.is_empty() {
         plain("Reason", status.reason.clone());
+    }
+    if let Some(disabled) = &status.disabled {
+        plain("Disabled", switch::line(disabled));
+        plain("Meanwhile", disabled.consequence.clone());
     }
     plain("Keyring", format!("{} on node {}", status.keyring, status.node));
     if status.active_key_id.is_empty() {

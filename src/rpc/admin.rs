@@ -5,17 +5,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use keystead_core::RootKind;
-use keystead_core::availability::Availability;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{GenerationState, Keyring};
 use keystead_core::reason::Reason;
 use keystead_core::wrap::{Construction, WrappedKek};
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
-    Audit, AuditLine, CustodianProcess, Custody, ExtendLeaseRequest, ExtendLeaseResponse, Generation, GetStatusRequest,
-    GetStatusResponse, ListGenerationsRequest, ListGenerationsResponse, QueryAuditRequest, RecordScanRequest,
-    RecordScanResponse, RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse, Root,
-    RotateProgress, RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
+    Audit, AuditLine, CustodianProcess, Custody, DisableRequest, DisableResponse, EnableRequest, EnableResponse,
+    ExtendLeaseRequest, ExtendLeaseResponse, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest,
+    ListGenerationsResponse, QueryAuditRequest, RecordScanRequest, RecordScanResponse, RescueRequest, RescueResponse,
+    RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox,
+    VerifyAuditRequest, VerifyAuditResponse,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status};
 
 use super::audited::AdminAudit;
 use super::status_map::{extend_error, rescue_error, rotation_error, scan_error};
-use super::{outlook, scan, upstream};
+use super::{disable, outlook, scan, upstream};
 use crate::audit::Trail;
 use crate::audit::query::{Filter, query_last};
 use crate::audit::verify::{Verified, VerifyError};
@@ -72,15 +72,8 @@ impl AdminService {
             version: env!("CARGO_PKG_VERSION").into(),
             keyring: settings.keyring.to_string(),
             node: settings.node.to_string(),
-            availability: match serving.availability {
-                Availability::Sealed(_) => "sealed",
-                Availability::Online => "online",
-                Availability::Degraded { .. } => "degraded",
-                Availability::Expired => "expired",
-                Availability::Revoked { .. } => "revoked",
-                Availability::Disabled => "disabled",
-            }
-            .into(),
+            availability: disable::word(&serving.availability).into(),
+            disabled: self.lifecycle.disabled().map(disable::shown),
             reason: serving.reason.clone(),
             custody: Some(self.custody(self.lifecycle.custody_state())),
             metrics_address: self.facts.metrics_address.clone(),
@@ -96,6 +89,9 @@ impl AdminService {
         }));
         if self.facts.unrecorded {
             status.warnings.push(notices::UNRECORDED.into());
+        }
+        if status.disabled.as_ref().is_some_and(|disabled| !disabled.recorded) {
+            status.warnings.push(notices::DISABLED_UNRECORDED.into());
         }
         if let Some(keys) = &serving.keys {
             let keyring = &keys.keyring;
@@ -274,6 +270,14 @@ impl Admin for AdminService {
             .and_then(|left| left.map_err(|error| extend_error(&error)));
         let left = audited.outcome(left, |left| json!({"lease_remaining_seconds": left.as_secs()})).await?;
         Ok(Response::new(ExtendLeaseResponse { lease_remaining_seconds: left.as_secs() }))
+    }
+
+    async fn disable(&self, request: Request<DisableRequest>) -> Result<Response<DisableResponse>, Status> {
+        disable::disable(&self.lifecycle, &self.audit, request).await
+    }
+
+    async fn enable(&self, request: Request<EnableRequest>) -> Result<Response<EnableResponse>, Status> {
+        disable::enable(&self.lifecycle, &self.audit, request).await
     }
 
     async fn verify_audit(

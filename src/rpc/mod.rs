@@ -5,6 +5,7 @@ pub mod audited;
 mod authority;
 pub mod authorized;
 pub mod connection;
+mod disable;
 pub mod incoming;
 pub mod kms_v2;
 pub mod metrics;

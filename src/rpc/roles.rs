@@ -19,6 +19,8 @@ pub enum Action {
     QueryAudit,
     RecordScan,
     ExtendLease,
+    Disable,
+    Enable,
 }
 
 /// A set of actions.
@@ -31,7 +33,7 @@ pub enum Role {
     Viewer,
     /// Keeps it running: looks, and replaces the custodian.
     Operator,
-    /// Changes the key: looks, rotates, rescues.
+    /// Changes the key: looks, rotates, rescues, disables and enables.
     CryptoAdmin,
     /// Looks, and reads the audit trail, which says who did what.
     Auditor,
@@ -49,7 +51,7 @@ pub struct RolePolicy {
 }
 
 impl Action {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Status,
         Self::ListGenerations,
         Self::Rotate,
@@ -59,6 +61,8 @@ impl Action {
         Self::QueryAudit,
         Self::RecordScan,
         Self::ExtendLease,
+        Self::Disable,
+        Self::Enable,
     ];
 
     pub fn name(self) -> &'static str {
@@ -72,6 +76,8 @@ impl Action {
             Self::QueryAudit => "audit-query",
             Self::RecordScan => "record-scan",
             Self::ExtendLease => "extend-lease",
+            Self::Disable => "disable",
+            Self::Enable => "enable",
         }
     }
 
@@ -91,6 +97,8 @@ impl Action {
             "QueryAudit" => Self::QueryAudit,
             "RecordScan" => Self::RecordScan,
             "ExtendLease" => Self::ExtendLease,
+            "Disable" => Self::Disable,
+            "Enable" => Self::Enable,
             _ => return None,
         })
     }
@@ -144,12 +152,13 @@ impl Role {
 
     pub fn rights(self) -> Rights {
         use Action::{
-            ExtendLease, ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian, Rotate, Status, VerifyAudit,
+            Disable, Enable, ExtendLease, ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian, Rotate,
+            Status, VerifyAudit,
         };
         let more: &[Action] = match self {
             Self::Viewer => &[],
             Self::Operator => &[RestartCustodian, RecordScan],
-            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease],
+            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease, Disable, Enable],
             Self::Auditor => &[VerifyAudit, QueryAudit],
         };
         [Status, ListGenerations].iter().chain(more).copied().collect()
@@ -205,17 +214,29 @@ mod tests {
         assert_eq!(may(&peer(10, &[])), ["status", "list"]);
         assert_eq!(
             may(&peer(20, &[])),
-            ["status", "list", "rotate", "rescue", "restart-custodian", "record-scan", "extend-lease"]
+            [
+                "status",
+                "list",
+                "rotate",
+                "rescue",
+                "restart-custodian",
+                "record-scan",
+                "extend-lease",
+                "disable",
+                "enable"
+            ]
         );
-        assert_eq!(may(&peer(30, &[])), ["status", "list", "rotate", "rescue", "extend-lease"]);
-        assert_eq!(may(&peer(99, &[7])), ["status", "list", "rotate", "rescue", "extend-lease"]);
+        let crypto_admin = ["status", "list", "rotate", "rescue", "extend-lease", "disable", "enable"];
+        assert_eq!(may(&peer(30, &[])), crypto_admin);
+        assert_eq!(may(&peer(99, &[7])), crypto_admin);
         assert_eq!(may(&peer(40, &[])), ["status", "list", "audit-verify", "audit-query"]);
     }
 
     #[test]
     fn a_denial_wins_over_every_grant() {
-        assert_eq!(may(&peer(30, &[9])), ["status", "list", "rescue", "extend-lease"]);
-        assert_eq!(may(&peer(99, &[7, 9])), ["status", "list", "rescue", "extend-lease"]);
+        let denied = ["status", "list", "rescue", "extend-lease", "disable", "enable"];
+        assert_eq!(may(&peer(30, &[9])), denied);
+        assert_eq!(may(&peer(99, &[7, 9])), denied);
     }
 
     #[test]

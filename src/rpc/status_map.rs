@@ -5,6 +5,7 @@ use keystead_core::grant::GrantError;
 use tonic::{Code, Status};
 
 use crate::custody::contract::CustodyError;
+use crate::service::disable::SwitchError;
 use crate::service::explain::explain;
 use crate::service::keys::ServeError;
 use crate::service::lease::ExtendError;
@@ -59,6 +60,19 @@ pub fn rotation_error(error: &RotationError) -> Status {
         | RotationError::Upstream(_)
         | RotationError::Storage(_)
         | RotationError::NoRandomness => Code::Aborted,
+    };
+    Status::new(code, explain(error))
+}
+
+/// A key that was not disabled or enabled as asked for.
+pub fn switch_error(error: &SwitchError) -> Status {
+    let code = match error {
+        SwitchError::NoKey | SwitchError::NotStarted(_) => Code::FailedPrecondition,
+        SwitchError::EnabledMeanwhile
+        | SwitchError::DisabledMeanwhile
+        | SwitchError::NotDurable(_)
+        | SwitchError::NotEnabled(_)
+        | SwitchError::Marker(_) => Code::Aborted,
     };
     Status::new(code, explain(error))
 }

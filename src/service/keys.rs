@@ -141,7 +141,11 @@ impl KeyService {
         let serving = self.serving.load();
         let slot = serving.active()?;
         let loaded = slot.loaded.load();
-        let keys = loaded.as_ref().ok_or_else(|| ServeError::Sealed("the active key is not loaded".into()))?;
+        let Some(keys) = loaded.as_ref() else {
+            // Wiped since: then the reason is what is shown now.
+            self.serving.load().active()?;
+            return Err(ServeError::Sealed("the active key is not loaded".into()));
+        };
         let mut nonce = [0; NONCE_LEN];
         getrandom::fill(&mut nonce).map_err(|_| ServeError::NoRandomness)?;
         let ciphertext = keys.envelope.encrypt(&slot.context, nonce, plaintext);
@@ -160,10 +164,10 @@ impl KeyService {
         let keys = match ready {
             Some(keys) => keys,
             None => {
-                let keys = self.load(&slot).await?;
-                // Sealed meanwhile: whoever waited for the key must not get it any more.
+                let keys = self.load(&slot).await;
+                // Sealed meanwhile: whoever waited for the key must not get it any more, and is told why.
                 self.serving.load().active()?;
-                keys
+                keys?
             }
         };
         let plaintext = keys.envelope.decrypt(&slot.context, ciphertext).map_err(ServeError::Envelope)?;

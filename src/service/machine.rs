@@ -25,6 +25,8 @@ struct Inner {
     upstream: String,
     /// Of the revocation in force.
     revocation: String,
+    /// Of the disabling in force.
+    disabled: String,
 }
 
 impl Machine {
@@ -96,6 +98,11 @@ impl Inner {
     fn note(&mut self, observation: Observation, was_loaded: bool, reason: String) {
         match observation {
             Observation::Loaded(_) => self.sealed.clear(),
+            Observation::Disabled => {
+                self.disabled = reason;
+                self.sealed.clear();
+            }
+            Observation::Enabled => self.sealed = "starting".to_owned(),
             Observation::CustodyLost if was_loaded => self.custody = reason,
             Observation::CustodyLost | Observation::RecordRejected | Observation::NothingOpens if !was_loaded => {
                 self.sealed = reason;
@@ -125,9 +132,14 @@ impl Inner {
                 self.upstream
             ),
             Availability::Revoked { .. } => {
-                format!("the cloud has revoked the key ({}). {AGAIN}; nothing else lifts it", self.revocation)
+                let besides = match self.state.is_disabled() {
+                    true => format!(". Besides, {}", self.disabled),
+                    false => String::new(),
+                };
+                format!("the cloud has revoked the key ({}). {AGAIN}; nothing else lifts it{besides}", self.revocation)
             }
-            Availability::Disabled => "the key was disabled by an admin".to_owned(),
+            Availability::Disabled if self.sealed.is_empty() => self.disabled.clone(),
+            Availability::Disabled => format!("{}. Besides: {}", self.disabled, self.sealed),
         }
     }
 }

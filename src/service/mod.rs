@@ -1,4 +1,4 @@
-//! The use cases: serve keys, start from the store, initialise, rotate, keep scans, rescue, recover.
+//! The use cases: serve keys, start from the store, initialise, rotate, disable and enable, keep scans, rescue, recover.
 //!
 //! [`keys::KeyService`] is the hot path and holds what is served; [`lifecycle::Lifecycle`] changes it, always in the order
 //! persist, publish, reply. Knows custody and store, not gRPC: rpc translates.
@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod cloud;
 pub mod cloud_view;
+pub mod disable;
 pub mod epoch;
 pub mod explain;
 mod identity;
@@ -14,6 +15,7 @@ pub mod keys;
 pub mod lease;
 pub mod lifecycle;
 mod machine;
+mod markers;
 pub mod notices;
 mod offline;
 pub mod recover;

@@ -296,6 +296,7 @@ pub async fn rebuild(
         last_number: findings.last_number(request.number_seen),
         rotation: None,
         scan: None,
+        disabled: None,
         upstream: cloud.map(InitCloud::first_state),
         generations: Vec::new(),
         audit: None,

@@ -1,4 +1,4 @@
-//! The renewal loop: a real unwrap of the active generation every few minutes while it is served. It waits for no disk and
+//! The renewal loop: a real unwrap of the active generation every few minutes while it is served, or disabled by an admin. It waits for no disk and
 //! no custody; when nothing is served, a start asks instead (see [`super::lifecycle`]).
 
 use std::sync::Arc;
@@ -29,7 +29,9 @@ impl Lifecycle {
         let cloud = self.cloud.as_ref()?;
         self.check_lease();
         let serving = self.keys.serving();
-        let Some(keys) = serving.keys.as_ref().filter(|_| serving.availability.serves()) else { return Some(LOOK) };
+        // A disabled key is asked for as well: the lease is kept, and a revocation is heard.
+        let asks = serving.availability.serves() || serving.availability == Availability::Disabled;
+        let Some(keys) = serving.keys.as_ref().filter(|_| asks) else { return Some(LOOK) };
         let in_cloud = keys.keyring.active().is_some_and(|active| active.upstream_wrap().is_some());
         let wait = cloud.memory().ask_at.saturating_sub(self.now());
         if !in_cloud || !wait.is_zero() {
@@ -39,7 +41,8 @@ impl Lifecycle {
             Ok(_) => {
                 fail::fail_point!("renewal.answered");
                 self.observe(Observation::Renewed, String::new(), None);
-                if !self.keys.serving().availability.serves() {
+                let availability = self.keys.serving().availability;
+                if !availability.serves() && availability != Availability::Disabled {
                     // The lease ran out meanwhile, and its keys are gone: a start is to ask again at once.
                     cloud.memory().ask_at = Duration::ZERO;
                     self.wake.notify_one();

@@ -84,6 +84,10 @@ impl Lifecycle {
         let _alone =
             self.rotating.try_lock().map_err(|_| RotationError::Refused("another rotation is under way".into()))?;
         let _turn = self.turn.lock().await;
+        if self.machine.state().is_disabled() {
+            // Not even one that was cut off is settled: that would open keys.
+            return Err(RotationError::Refused(self.keys.serving().reason.clone()));
+        }
         if self.keys.serving().availability == Availability::Online {
             // A token that went away or was swapped since the last look is no token to make keys on.
             self.probe().await;
@@ -215,6 +219,14 @@ impl Lifecycle {
         Ok(opened.kek)
     }
 
+    /// [`Self::finish_rotation`], but a disabled key's rotation waits: settling it would open keys.
+    pub(super) async fn finish_rotation_unless(&self, disabled: bool, keyring: &Keyring) -> Result<Settled, LoadError> {
+        if disabled {
+            return Ok(Settled { keyring: keyring.clone(), kek: None });
+        }
+        self.finish_rotation(keyring).await
+    }
+
     /// Settles a rotation that the record says is under way: finishes it once prepared, else rolls it back.
     ///
     /// # Errors
@@ -256,6 +268,9 @@ impl Lifecycle {
     pub(super) async fn settle(&self) {
         if !self.is_unsettled() {
             return;
+        }
+        if self.machine.state().is_disabled() {
+            return self.tend_disabled().await;
         }
         let settled = match self.records.load().await {
             Ok(keyring) => self.finish_rotation(&keyring).await,
@@ -383,6 +398,6 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], RotationError> {
 }
 
 /// Unix seconds; 1 in the first second of 1970 and before, for 0 reads as *never*. For people, never for a decision.
-pub(super) fn unix_now() -> u64 {
+pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |since| since.as_secs().max(1))
 }

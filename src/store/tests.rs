@@ -26,6 +26,7 @@ fn record(revision: u64) -> Vec<u8> {
         last_number: GenerationNumber(0),
         rotation: None,
         scan: None,
+        disabled: None,
         upstream: None,
         generations: Vec::new(),
         audit: None,

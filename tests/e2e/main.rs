@@ -15,6 +15,7 @@ mod configs;
 mod crash;
 mod custodian;
 mod daemon;
+mod disable;
 mod disk;
 mod doctor;
 mod etcd;

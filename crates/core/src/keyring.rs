@@ -3,7 +3,11 @@
 //! A [`Keyring`] is the content of the store's record. Its methods change it in memory and refuse what may not be; the
 //! service persists the result before anyone sees it.
 
+mod disabling;
+
 use serde::{Deserialize, Serialize};
+
+pub use disabling::Disabling;
 
 use crate::annotation::{Annotation, AnnotationError};
 use crate::audit::Position;
@@ -39,6 +43,9 @@ pub struct Keyring {
     /// The cloud root's side; absent, also in the stored form, while no generation ever had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream: Option<UpstreamState>,
+    /// An admin switched the key off; absent while it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled: Option<Disabling>,
     pub generations: Vec<Generation>,
     /// How far the audit trail had come when this was written: it may be longer, never shorter.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -174,6 +174,7 @@ mod tests {
             last_number: GenerationNumber(states.len() as u64),
             rotation: None,
             scan: None,
+            disabled: None,
             generations,
             audit: None,
             upstream: None,

@@ -1,9 +1,9 @@
 //! `keystead key describe`.
 
 use clap::Args;
-use keystead_wire::admin::v1::Generation;
+use keystead_wire::admin::v1::{Disabled, Generation, GetStatusRequest};
 
-use super::{Daemon, generation};
+use super::{Daemon, generation, switch};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::report::Report;
 use crate::cli::{table, time};
@@ -18,18 +18,28 @@ pub struct Arguments {
 pub async fn report(arguments: &Arguments, mut daemon: Daemon) -> Result<Report, Failure> {
     let wanted = arguments.generation.as_str();
     let generations = daemon.generations().await?;
+    let status = daemon.connection.answer(daemon.admin.get_status(GetStatusRequest {})).await?;
     let found = generations.iter().find(|each| match wanted {
         "active" => each.state == "active",
         other => each.key_id == other || each.number.to_string() == other,
     });
     match found {
-        Some(generation) => Ok(Report::done(text(generation), generation::json(generation))),
+        Some(generation) => {
+            let mut json = generation::json(generation);
+            json["disabled"] = switch::json(status.disabled.as_ref());
+            Ok(Report::done(text(generation, status.disabled.as_ref()), json))
+        }
         None => Err(Failure::new(Exit::Failed, format!("there is no generation {wanted}"))
             .next("`keystead key list` shows which there are")),
     }
 }
 
-fn text(generation: &Generation) -> String {
+fn text(generation: &Generation, disabled: Option<&Disabled>) -> String {
+    let loaded = match (generation.loaded, disabled) {
+        (true, _) => "yes",
+        (false, Some(_)) => "no, not before the key is enabled",
+        (false, None) => "no, at its first Decrypt",
+    };
     let moment = |unix| time::rfc3339(unix).unwrap_or_else(|| "never".into());
     let mut rows = vec![
         ("Generation", generation.number.to_string()),
@@ -37,9 +47,12 @@ fn text(generation: &Generation) -> String {
         ("State", generation.state.clone()),
         ("Created", moment(generation.created)),
         ("Activated", moment(generation.activated)),
-        ("Loaded", if generation.loaded { "yes" } else { "no, at its first Decrypt" }.to_owned()),
+        ("Loaded", loaded.to_owned()),
         ("Requests", format!("{} encrypts, {} decrypts since the start", generation.encrypts, generation.decrypts)),
     ];
+    if let Some(disabled) = disabled {
+        rows.push(("DISABLED", format!("the whole key, {}", switch::line(disabled))));
+    }
     if let Some(objects) = generation.objects {
         rows.push(("Objects", format!("{objects} by the newest scan of etcd")));
     }

@@ -1,9 +1,11 @@
-//! `keystead key …`: the generations of the key, asked of the running daemon over its admin socket.
+//! `keystead key …`: the key and its generations, asked of the running daemon over its admin socket.
 
+mod confirm;
 mod describe;
 pub(super) mod generation;
 mod list;
 mod rotate;
+pub(super) mod switch;
 
 use std::path::Path;
 
@@ -25,6 +27,10 @@ pub enum Command {
     Describe(describe::Arguments),
     /// Make a new generation and serve it; older ones go on decrypting
     Rotate(rotate::Arguments),
+    /// Switch the whole key off: Status, Encrypt and Decrypt are refused, over restarts too
+    Disable(switch::DisableArguments),
+    /// Switch the key on again, without a restart; lifts no revocation
+    Enable(switch::EnableArguments),
 }
 
 pub fn run(command: &Command, config: Option<&Path>, format: Format) -> Result<Report, Failure> {
@@ -35,6 +41,8 @@ pub fn run(command: &Command, config: Option<&Path>, format: Format) -> Result<R
             Command::List => list::report(daemon).await,
             Command::Describe(arguments) => describe::report(arguments, daemon).await,
             Command::Rotate(arguments) => rotate::report(arguments, daemon, format).await,
+            Command::Disable(arguments) => switch::disable(arguments, daemon).await,
+            Command::Enable(arguments) => switch::enable(arguments, daemon).await,
         }
     })
 }

@@ -1,5 +1,6 @@
 //! The cloud profile at the level of the service, with everything that can go wrong around it.
 
+mod disable_tests;
 mod faults_tests;
 mod grants_tests;
 #[cfg(feature = "failpoints")]

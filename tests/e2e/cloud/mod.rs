@@ -7,4 +7,5 @@ mod faults;
 mod keys;
 mod local;
 mod rig;
+mod switched;
 mod timing;
