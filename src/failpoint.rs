@@ -33,6 +33,9 @@ pub const CLOUD: &[&str] = &[
     "return.stored",
 ];
 
+/// Those of disabling and enabling the key, in their order; the store's and the epoch's lie between them.
+pub const SWITCH: &[&str] =
+    &["disable.refused", "disable.marked", "disable.stored", "enable.stored", "enable.before-publish"];
 /// Those of a deletion: scheduled, cancelled, and carried out.
 pub const DELETION: &[&str] = &[
     "deletion.scheduled",

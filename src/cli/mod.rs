@@ -84,7 +84,7 @@ enum Command {
     /// Ends with the code of the worst finding: 0 for ok and info, 6 for warnings, 7 for anything critical. What could not
     /// be checked counts as info, and the last line says how much it was; run it as root to see all.
     Doctor(doctor::Arguments),
-    /// The generations of the key
+    /// The key: its generations, and whether it is on
     #[command(subcommand)]
     Key(key::Command),
     /// The roots that open the key's generations
@@ -231,6 +231,9 @@ mod tests {
             "keystead key schedule-deletion --generation 3 --wait 7d",
             "keystead key schedule-deletion --generation 3 --confirm ks1.a.3.abababababababababababababababab",
             "keystead key cancel-deletion --generation 3",
+            "keystead key disable",
+            "keystead key disable --reason INC-42 --yes",
+            "keystead key enable --yes",
             "keystead roots list",
             "keystead roots rescue --to public.pem --out rescue.txt",
             "keystead etcd scan --snapshot a.db --skip-hash-check",

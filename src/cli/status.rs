@@ -16,6 +16,7 @@ use super::connection::{Connection, runtime};
 use super::exit::{Exit, Failure};
 use super::key::deletion;
 use super::key::generation::scan;
+use super::key::switch;
 use super::paint::Colour;
 use super::report::{Format, Report};
 use super::{drift, settings, table, time};
@@ -98,6 +99,7 @@ fn report(status: &GetStatusResponse) -> Report {
         "rotation": status.rotation.as_ref().map(rotation::json),
         "configuration": status.configuration.as_ref().map(configuration),
         "deletions": status.deletions.iter().map(deletion::as_json).collect::<Vec<_>>(),
+        "disabled": switch::json(status.disabled.as_ref()),
         "upstream": status.upstream.as_ref().map(upstream::json),
         "apiserver_restart": survival(status.apiserver_restart.as_ref()),
         "reboot": survival(status.reboot.as_ref()),
@@ -118,6 +120,10 @@ fn text(status: &GetStatusResponse, custody: &Custody, sandbox: Sandbox) -> Stri
     let mut plain = |name, value| rows.push((name, value, None));
     if !status.reason.is_empty() {
         plain("Reason", status.reason.clone());
+    }
+    if let Some(disabled) = &status.disabled {
+        plain("Disabled", switch::line(disabled));
+        plain("Meanwhile", disabled.consequence.clone());
     }
     plain("Keyring", format!("{} on node {}", status.keyring, status.node));
     if status.active_key_id.is_empty() {

@@ -5,18 +5,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use keystead_core::RootKind;
-use keystead_core::availability::Availability;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::Keyring;
 use keystead_wire::admin::v1::admin_server::Admin;
 use keystead_wire::admin::v1::{
     Audit, AuditLine, CancelDeletionRequest, CancelDeletionResponse, ChangeRootsRequest, CustodianProcess, Custody,
-    ExtendLeaseRequest, ExtendLeaseResponse, ForgetBackupRequest, ForgetBackupResponse, Generation, GetStatusRequest,
-    GetStatusResponse, ListBackupsRequest, ListBackupsResponse, ListGenerationsRequest, ListGenerationsResponse,
-    ListRootsRequest, ListRootsResponse, QueryAuditRequest, RecordScanRequest, RecordScanResponse,
-    RegisterBackupRequest, RegisterBackupResponse, ReloadRequest, ReloadResponse, RescueRequest, RescueResponse,
-    RestartCustodianRequest, RestartCustodianResponse, RotateProgress, RotateRequest, Sandbox, ScheduleDeletionRequest,
-    ScheduleDeletionResponse, Upstream, VerifyAuditRequest, VerifyAuditResponse,
+    DisableRequest, DisableResponse, EnableRequest, EnableResponse, ExtendLeaseRequest, ExtendLeaseResponse,
+    ForgetBackupRequest, ForgetBackupResponse, Generation, GetStatusRequest, GetStatusResponse, ListBackupsRequest,
+    ListBackupsResponse, ListGenerationsRequest, ListGenerationsResponse, ListRootsRequest, ListRootsResponse,
+    QueryAuditRequest, RecordScanRequest, RecordScanResponse, RegisterBackupRequest, RegisterBackupResponse,
+    ReloadRequest, ReloadResponse, RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse,
+    RotateProgress, RotateRequest, Sandbox, ScheduleDeletionRequest, ScheduleDeletionResponse, Upstream,
+    VerifyAuditRequest, VerifyAuditResponse,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -27,7 +27,7 @@ use tonic::{Request, Response, Status};
 use super::audited::AdminAudit;
 use super::reload::{self, Reloads};
 use super::status_map::{extend_error, rescue_error, scan_error};
-use super::{backups, deletion, outlook, roots, rotation, scan, upstream};
+use super::{backups, deletion, disable, outlook, roots, rotation, scan, upstream};
 use crate::audit::Trail;
 use crate::audit::query::{Filter, query_last};
 use crate::audit::verify::{Verified, VerifyError};
@@ -74,15 +74,8 @@ impl AdminService {
             version: env!("CARGO_PKG_VERSION").into(),
             keyring: settings.keyring.to_string(),
             node: settings.node.to_string(),
-            availability: match serving.availability {
-                Availability::Sealed(_) => "sealed",
-                Availability::Online => "online",
-                Availability::Degraded { .. } => "degraded",
-                Availability::Expired => "expired",
-                Availability::Revoked { .. } => "revoked",
-                Availability::Disabled => "disabled",
-            }
-            .into(),
+            availability: disable::word(&serving.availability).into(),
+            disabled: self.lifecycle.disabled().map(disable::shown),
             reason: serving.reason.clone(),
             custody: Some(self.custody(self.lifecycle.custody_state())),
             metrics_address: self.facts.metrics_address.clone(),
@@ -101,6 +94,9 @@ impl AdminService {
         status.warnings.extend(status.rotation.iter().flat_map(rotation::warnings));
         if self.facts.unrecorded {
             status.warnings.push(notices::UNRECORDED.into());
+        }
+        if status.disabled.as_ref().is_some_and(|disabled| !disabled.recorded) {
+            status.warnings.push(notices::DISABLED_UNRECORDED.into());
         }
         if let Some(keys) = &serving.keys {
             let keyring = &keys.keyring;
@@ -323,6 +319,14 @@ impl Admin for AdminService {
         request: Request<ForgetBackupRequest>,
     ) -> Result<Response<ForgetBackupResponse>, Status> {
         backups::forget(&self.lifecycle, &self.audit, request).await.map(Response::new)
+    }
+
+    async fn disable(&self, request: Request<DisableRequest>) -> Result<Response<DisableResponse>, Status> {
+        disable::disable(&self.lifecycle, &self.audit, request).await
+    }
+
+    async fn enable(&self, request: Request<EnableRequest>) -> Result<Response<EnableResponse>, Status> {
+        disable::enable(&self.lifecycle, &self.audit, request).await
     }
 
     async fn verify_audit(

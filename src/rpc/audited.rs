@@ -11,6 +11,9 @@ use super::peer::Caller;
 use super::refusals::{FIRST_WINDOW, Refusals, Repeats};
 use crate::audit::{AdminRecord, AuditError, AuditedPeer, Phase, RequestRecord, Trail, Who};
 
+/// What takes service away waits no longer for the trail.
+const RECORDING_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The audit trail as the KMS service uses it; without one, or where requests are not recorded, all of it costs a branch.
 pub struct RequestAudit(Option<Trail>);
 
@@ -104,6 +107,23 @@ impl AdminAudit {
             return Err(unrecorded(error));
         }
         Ok(audited)
+    }
+
+    /// [`Self::intent`] of an action that only takes service away: what cannot be recorded in time is done all the same. A
+    /// trail that stops for want of space must not keep a key in service.
+    pub async fn intent_to_refuse<T>(&self, action: &'static str, request: &Request<T>, details: Value) -> Audited {
+        let audited = Audited {
+            trail: self.trail.clone(),
+            action,
+            who: request.extensions().get().copied().map(peer).map(Who::Peer),
+        };
+        if let Some(trail) = &self.trail {
+            let recorded = trail.record(audited.line(Phase::Intent, details));
+            if !matches!(tokio::time::timeout(RECORDING_PATIENCE, recorded).await, Ok(Ok(_))) {
+                tracing::error!(action, "done without a record of the intent: the audit trail cannot be written now");
+            }
+        }
+        audited
     }
 
     /// Records that somebody may not do what he asked for: at once, or with the repeats of the same.

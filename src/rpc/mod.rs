@@ -8,6 +8,7 @@ pub mod authorized;
 mod backups;
 pub mod connection;
 mod deletion;
+mod disable;
 pub mod health;
 pub mod incoming;
 pub mod kms_v2;

@@ -9,6 +9,9 @@ use keystead_wire::admin::v1::{GetStatusResponse, Survival, Upstream};
 
 /// What the first start of a boot takes off the lease at least, for nobody knows how long the machine was off.
 pub const BOOT_FLOOR: Duration = Duration::from_secs(15 * 60);
+/// What refusing does not undo.
+pub const CACHED: &str =
+    "What the apiserver has cached stays readable until it restarts, at most a day; writes stop within 3 minutes";
 /// From here on an outage is urgent.
 const URGENT_PERCENT: u64 = 25;
 
@@ -91,20 +94,21 @@ fn older_consequence(upstream: &Upstream) -> String {
 }
 
 fn consequence(availability: &str, upstream: &Upstream) -> String {
-    let cached =
-        "What the apiserver has cached stays readable until it restarts, at most a day; writes stop within 3 minutes";
     match availability {
         "revoked" => {
-            format!("the cloud has withdrawn the key: nothing is served, offline copies are destroyed. {cached}")
+            format!("the cloud has withdrawn the key: nothing is served, offline copies are destroyed. {CACHED}")
         }
-        "expired" => format!("the lease is used up: nothing is served until the cloud answers. {cached}"),
+        "expired" => format!("the lease is used up: nothing is served until the cloud answers. {CACHED}"),
+        "disabled" if !upstream.up => {
+            "the lease runs down: once it is used up, enabling the key brings nothing back without the cloud".into()
+        }
         "degraded" if upstream.fault_class == "denied" && upstream.proven => format!(
             "three refusals over half an hour or more are taken for a revocation: nothing is served then, offline copies \
-             are destroyed. {cached}"
+             are destroyed. {CACHED}"
         ),
         "online" | "degraded" if !upstream.up => {
             let left = span(Duration::from_secs(upstream.lease_remaining_seconds));
-            format!("in {left} the lease ends and nothing is served any more. {cached}")
+            format!("in {left} the lease ends and nothing is served any more. {CACHED}")
         }
         _ => String::new(),
     }
@@ -112,6 +116,9 @@ fn consequence(availability: &str, upstream: &Upstream) -> String {
 
 fn actions(status: &GetStatusResponse) -> Vec<String> {
     let mut actions = Vec::new();
+    if status.disabled.is_some() {
+        actions.push("if it is to serve again: `keystead key enable`; no restart is needed".to_owned());
+    }
     let Some(upstream) = &status.upstream else { return actions };
     if serves(status) && custody_state(status) != "ready" {
         actions.push("bring custody back before this machine restarts: the keys are in memory only".to_owned());

@@ -27,6 +27,8 @@ pub enum Action {
     RegisterBackup,
     ForgetBackup,
     ChangeRoots,
+    Disable,
+    Enable,
 }
 
 /// A set of actions.
@@ -39,7 +41,7 @@ pub enum Role {
     Viewer,
     /// Keeps it running: looks, replaces the custodian, has the configuration read again.
     Operator,
-    /// Changes the key: looks, rotates, rescues, deletes.
+    /// Changes the key: looks, rotates, rescues, disables, enables, deletes.
     CryptoAdmin,
     /// Looks, and reads the audit trail, which says who did what.
     Auditor,
@@ -58,7 +60,7 @@ pub struct RolePolicy {
 }
 
 impl Action {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Status,
         Self::ListGenerations,
         Self::Rotate,
@@ -74,6 +76,8 @@ impl Action {
         Self::RegisterBackup,
         Self::ForgetBackup,
         Self::ChangeRoots,
+        Self::Disable,
+        Self::Enable,
     ];
 
     pub fn name(self) -> &'static str {
@@ -93,6 +97,8 @@ impl Action {
             Self::RegisterBackup => "register-backup",
             Self::ForgetBackup => "forget-backup",
             Self::ChangeRoots => "change-roots",
+            Self::Disable => "disable",
+            Self::Enable => "enable",
         }
     }
 
@@ -122,6 +128,8 @@ impl Action {
             "RegisterBackup" => Self::RegisterBackup,
             "ForgetBackup" => Self::ForgetBackup,
             "ChangeRoots" => Self::ChangeRoots,
+            "Disable" => Self::Disable,
+            "Enable" => Self::Enable,
             _ => return None,
         })
     }
@@ -175,13 +183,16 @@ impl Role {
 
     pub fn rights(self) -> Rights {
         use Action::{
-            CancelDeletion, ChangeRoots, ExtendLease, ForgetBackup, ListGenerations, QueryAudit, RecordScan,
-            RegisterBackup, Reload, Rescue, RestartCustodian, Rotate, ScheduleDeletion, Status, VerifyAudit,
+            CancelDeletion, ChangeRoots, Disable, Enable, ExtendLease, ForgetBackup, ListGenerations, QueryAudit,
+            RecordScan, RegisterBackup, Reload, Rescue, RestartCustodian, Rotate, ScheduleDeletion, Status,
+            VerifyAudit,
         };
         let more: &[Action] = match self {
             Self::Viewer => &[],
             Self::Operator => &[RestartCustodian, RecordScan, RegisterBackup, ForgetBackup, Reload],
-            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease, ScheduleDeletion, CancelDeletion, ChangeRoots],
+            Self::CryptoAdmin => {
+                &[Rotate, Rescue, ExtendLease, ScheduleDeletion, CancelDeletion, ChangeRoots, Disable, Enable]
+            }
             Self::Auditor => &[VerifyAudit, QueryAudit],
         };
         [Status, ListGenerations].iter().chain(more).copied().collect()
@@ -235,7 +246,7 @@ mod tests {
     #[test]
     fn each_role_has_its_rights_and_roles_add_up() {
         let looks = ["status", "list"];
-        let of_key = ["extend-lease", "schedule-deletion", "cancel-deletion", "change-roots"];
+        let of_key = ["extend-lease", "schedule-deletion", "cancel-deletion", "change-roots", "disable", "enable"];
         assert_eq!(may(&peer(10, &[])), looks);
         let mut both =
             [&looks[..], &["rotate", "rescue", "restart-custodian", "record-scan", "reload"], &of_key].concat();
@@ -250,7 +261,17 @@ mod tests {
 
     #[test]
     fn a_denial_wins_over_every_grant() {
-        let rest = ["status", "list", "rescue", "extend-lease", "schedule-deletion", "cancel-deletion", "change-roots"];
+        let rest = [
+            "status",
+            "list",
+            "rescue",
+            "extend-lease",
+            "schedule-deletion",
+            "cancel-deletion",
+            "change-roots",
+            "disable",
+            "enable",
+        ];
         assert_eq!(may(&peer(30, &[9])), rest);
         assert_eq!(may(&peer(99, &[7, 9])), rest);
     }

@@ -273,6 +273,7 @@ mod tests {
             rotation: None,
             scan: None,
             upstream: None,
+            disabled: None,
             backups: vec![],
             generations: made.collect(),
             audit: None,

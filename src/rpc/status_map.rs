@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 use crate::custody::contract::CustodyError;
 use crate::service::backups::BackupsError;
 use crate::service::deletion::DeleteError;
+use crate::service::disable::SwitchError;
 use crate::service::explain::explain;
 use crate::service::keys::ServeError;
 use crate::service::lease::ExtendError;
@@ -87,6 +88,19 @@ pub fn backups_error(error: &BackupsError) -> Status {
         BackupsError::Keyring(BackupError::NoSuch(_) | BackupError::NoSuchGeneration(_)) => Code::NotFound,
         BackupsError::Refused(_) | BackupsError::Keyring(BackupError::TooMany) => Code::FailedPrecondition,
         BackupsError::Storage(_) => Code::Aborted,
+    };
+    Status::new(code, explain(error))
+}
+
+/// A key that was not disabled or enabled as asked for.
+pub fn switch_error(error: &SwitchError) -> Status {
+    let code = match error {
+        SwitchError::NoKey | SwitchError::NotStarted(_) => Code::FailedPrecondition,
+        SwitchError::EnabledMeanwhile
+        | SwitchError::DisabledMeanwhile
+        | SwitchError::NotDurable(_)
+        | SwitchError::NotEnabled(_)
+        | SwitchError::Marker(_) => Code::Aborted,
     };
     Status::new(code, explain(error))
 }

@@ -3,9 +3,9 @@
 use keystead_core::backup::{Backup, BackupError};
 use keystead_core::keyring::Keyring;
 
+use super::clock::unix_now;
 use super::epoch::LoadError;
 use super::lifecycle::Lifecycle;
-use super::rotation::unix_now;
 
 /// Why a list of backups was not changed.
 #[derive(Debug, thiserror::Error)]

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::clock::unix_now;
 use super::cloud::CloudReport;
 use super::lifecycle::Lifecycle;
-use super::rotation::unix_now;
 use super::spending::{Spending, Spent};
 
 /// Everything that is shown of the cloud key. Times are Unix seconds, 0 for never.

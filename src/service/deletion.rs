@@ -15,11 +15,11 @@ use keystead_core::waiting_period::{MAX_WAIT, ServedTime};
 use keystead_core::{GenerationNumber, KeyId};
 use serde_json::{Map, Value, json};
 
+use super::clock::unix_now;
 use super::epoch::LoadError;
 use super::explain::explain;
 use super::keys::{Keys, Slot};
 use super::lifecycle::Lifecycle;
-use super::rotation::unix_now;
 use crate::audit::Phase;
 
 /// Without a word on it.

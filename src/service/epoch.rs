@@ -18,7 +18,7 @@ use super::offline;
 use crate::audit::{AuditKey, Trail};
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, EpochPurpose, EpochRef};
-use crate::store::{Marker, Store, StoreError};
+use crate::store::{Mark, Marker, Store, StoreError};
 use crate::upstream::contract::UpstreamError;
 
 /// A key derived from one epoch secret, for the store's record or for checkpoints of the audit trail.
@@ -107,9 +107,9 @@ impl Records {
         self.trail.as_ref()
     }
 
-    /// The marker beside the record.
-    pub fn marker(&self) -> Marker {
-        self.store.marker()
+    /// A marker beside the record.
+    pub fn marker(&self, mark: Mark) -> Marker {
+        self.store.marker(mark)
     }
 
     /// What the record in the store says of itself, if there is one.

@@ -10,12 +10,13 @@ use keystead_core::upstream_state::UpstreamState;
 use keystead_core::{GenerationNumber, KeyringId, NodeId, RootKind};
 
 use super::clock::Clock;
+use super::clock::unix_now;
 use super::cloud::{self, configuration_digest};
 use super::epoch::{LoadError, Records};
-use super::rotation::{RotationError, make_generation, random, unix_now};
+use super::rotation::{RotationError, make_generation, random};
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, TokenDescription};
-use crate::store::{Store, StoreError};
+use crate::store::{Mark, Store, StoreError};
 use crate::upstream::contract::Upstream;
 
 /// What `init` is told.
@@ -111,7 +112,7 @@ async fn make(request: &InitRequest, records: &Records, custody: &CustodyClient)
     let mut next = make_generation(records, custody, upstream, keyring).await?;
     if let Some(cloud) = &request.cloud {
         cloud.prove(&mut next).await?;
-        records.marker().prepare()?;
+        records.marker(Mark::Revoked).prepare()?;
     }
     next.activate(unix_now()).map_err(RotationError::from)?;
     // A new epoch, as at every activation: the records on the way here must not come back.
@@ -164,6 +165,7 @@ async fn begin(
         last_number: GenerationNumber(0),
         rotation: None,
         scan: None,
+        disabled: None,
         upstream: request.cloud.as_ref().map(InitCloud::first_state),
         generations: Vec::new(),
         backups: Vec::new(),

@@ -185,7 +185,11 @@ impl KeyService {
         let serving = self.serving.load();
         let slot = serving.active()?;
         let loaded = slot.loaded.load();
-        let keys = loaded.as_ref().ok_or_else(not_loaded)?;
+        let Some(keys) = loaded.as_ref() else {
+            // Wiped since: then the reason is what is shown now.
+            self.serving.load().active()?;
+            return Err(not_loaded());
+        };
         let mut nonce = [0; NONCE_LEN];
         getrandom::fill(&mut nonce).map_err(|_| ServeError::NoRandomness)?;
         let ciphertext = keys.envelope.encrypt(&slot.context, nonce, plaintext);
@@ -204,10 +208,10 @@ impl KeyService {
         let keys = match ready {
             Some(keys) => keys,
             None => {
-                let keys = self.load(&slot).await?;
-                // Sealed meanwhile, or closed: whoever waited for the key must not get it any more.
+                let keys = self.load(&slot).await;
+                // Sealed meanwhile, or closed: whoever waited for the key must not get it any more, and is told why.
                 self.serving.load().slot(key_id)?;
-                keys
+                keys?
             }
         };
         let plaintext = keys.envelope.decrypt(&slot.context, ciphertext).map_err(ServeError::Envelope)?;

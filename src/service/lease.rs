@@ -100,6 +100,20 @@ impl Lifecycle {
         }
     }
 
+    /// Writes `next` under a new epoch, with what memory knows of the lease. Needs the turn.
+    pub(super) async fn roll_with_lease(&self, mut next: Keyring) -> Result<Keyring, LoadError> {
+        let cloud = self.cloud.as_ref().filter(|cloud| cloud.memory().lease.is_some());
+        if cloud.is_some() {
+            self.put_lease(&mut next);
+        }
+        // With an error it may have got through after all.
+        let next = self.records.roll(next).await.inspect_err(|_| self.reload_needed.store(true, Ordering::Relaxed))?;
+        if let Some(cloud) = cloud {
+            cloud.memory().note_stored(cloud.clock.now().boot_time);
+        }
+        Ok(next)
+    }
+
     /// What memory knows, into the record to be written.
     pub(super) fn put_lease(&self, next: &mut Keyring) {
         let (Some(cloud), Some(state)) = (&self.cloud, &mut next.upstream) else { return };
@@ -154,7 +168,6 @@ impl Lifecycle {
             let mut memory = cloud.memory();
             memory.lease = Some(lease.clone());
             memory.alarm = None;
-            memory.boot_unstored = false;
             memory.note_stored(cloud.clock.now().boot_time);
         }
         let earlier = self.keys.serving().keys.clone();

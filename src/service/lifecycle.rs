@@ -12,17 +12,19 @@ use tokio::sync::Notify;
 
 use super::clock::{Clock, boot_time};
 use super::cloud::{Cloud, CloudSettings};
+use super::disable::Switch;
 use super::epoch::{LoadError, Records};
 use super::explain::explain;
 use super::identity::{self, Identity};
 use super::keys::{KeyService, Keys, ServeError};
 use super::machine::Machine;
+use super::markers::GuardedMarker;
 use super::rotation::Settled;
 use super::schedule::Scheduled;
 use crate::audit::Trail;
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, ProcessReport, TokenDescription};
-use crate::store::{Marker, Store};
+use crate::store::{Mark, Store};
 use crate::upstream::contract::Upstream;
 
 /// How often every generation is opened in custody.
@@ -68,8 +70,10 @@ pub struct Lifecycle {
     pub(super) identity: Mutex<Identity>,
     /// The cloud profile's other half; `None` in the local one.
     pub(super) cloud: Option<Cloud>,
-    /// Locked while it is raised or taken down.
-    pub(super) marker: Arc<Mutex<Marker>>,
+    /// Of a revocation.
+    pub(super) marker: GuardedMarker,
+    /// Disabled and enabled by an admin.
+    pub(super) switch: Switch,
     /// What waiting periods go by.
     pub(super) served: Mutex<ServedTime>,
     /// Notified when there is something to tend to at once.
@@ -146,7 +150,8 @@ impl Lifecycle {
         let records = Records::new(store, custody.clone(), settings.keyring.clone(), settings.node.clone());
         let records = records.with_trail(trail);
         let machine = Machine::new(keys.clone(), settings.custody_grace);
-        let marker = Arc::new(Mutex::new(records.marker()));
+        let marker = GuardedMarker::new("revoked", records.marker(Mark::Revoked));
+        let switch = Switch::new(records.marker(Mark::Disabled));
         Self {
             settings,
             records,
@@ -163,6 +168,7 @@ impl Lifecycle {
             identity: Mutex::default(),
             cloud: None,
             marker,
+            switch,
             served: Mutex::default(),
             wake: Notify::new(),
         }
@@ -208,6 +214,10 @@ impl Lifecycle {
             }
             Availability::Degraded { .. } => Duration::from_secs(1),
             Availability::Sealed(SealReason::RecordRejected) => Duration::from_secs(10),
+            Availability::Disabled if self.keyring().is_some() => {
+                let retry = Duration::from_secs(5).min(self.settings.probe_interval);
+                if self.is_disabling_unsettled() { retry } else { self.settings.probe_interval }
+            }
             Availability::Sealed(_) | Availability::Expired | Availability::Revoked { .. } | Availability::Disabled => {
                 Duration::from_secs(1)
             }
@@ -242,6 +252,7 @@ impl Lifecycle {
             self.shred().await;
         } else {
             self.shred().await;
+            self.tend_disabled().await;
             if !self.waits_for_upstream() {
                 self.start().await;
             }
@@ -260,6 +271,7 @@ impl Lifecycle {
             Availability::Online
                 | Availability::Degraded { .. }
                 | Availability::Expired
+                | Availability::Disabled
                 | Availability::Sealed(SealReason::NothingOpens)
         ) {
             self.store_lease().await;
@@ -274,10 +286,12 @@ impl Lifecycle {
         )
     }
 
-    /// Whether nothing but the upstream can bring service back, and it is not yet time to ask it again.
+    /// Whether a start would be of no use: nothing but an admin can bring service back, or nothing but the upstream, and it
+    /// is not yet time to ask it again.
     fn waits_for_upstream(&self) -> bool {
         let waits = match self.keys.serving().availability {
-            Availability::Disabled => return true,
+            // Once the record was read, for that it is needed.
+            Availability::Disabled => return self.keyring().is_some(),
             Availability::Expired | Availability::Sealed(SealReason::NothingOpens) => true,
             Availability::Revoked { .. } => self.cloud.as_ref().is_some_and(|cloud| cloud.memory().lease.is_some()),
             _ => false,
@@ -288,6 +302,7 @@ impl Lifecycle {
     /// Loads the record and the active key; needs the turn.
     async fn start(&self) {
         self.active_used_last.store(false, Ordering::Relaxed);
+        self.heed_disabled_marker();
         self.look_again().await;
         let described = self.custody.describe().await;
         let outcome = match &described {
@@ -308,6 +323,10 @@ impl Lifecycle {
             Ok((keys, source)) => {
                 let keyring = keys.keyring.clone();
                 self.observe(Observation::Loaded(source), String::new(), Some(Arc::new(keys)));
+                if !self.keys.serving().availability.serves() {
+                    // The cloud gave the key back, and an admin has it disabled.
+                    return;
+                }
                 let active = keyring.active().map(|generation| generation.key_id.to_string()).unwrap_or_default();
                 tracing::info!(keyring = %keyring.keyring, key_id = active, generations = keyring.generations.len(), "serving");
             }
@@ -342,7 +361,9 @@ impl Lifecycle {
             // An `init` that was cut off is begun anew by `init`, not by whoever starts the daemon.
             return Err(StartError::NoActive);
         }
-        let settled = match self.finish_rotation(&keyring).await {
+        self.switch.prepare();
+        let disabled = self.heed_disabled_record(&keyring);
+        let settled = match self.finish_rotation_unless(disabled, &keyring).await {
             Ok(settled) => settled,
             // A full disk or a prepared generation that does not open now: neither is a reason not to serve what was active.
             Err(error) => {
@@ -357,6 +378,10 @@ impl Lifecycle {
             return self.start_in_cloud(keys).await;
         }
         self.remember_cloud(&keys.keyring);
+        if disabled {
+            self.machine.show(Arc::new(keys));
+            return Err(StartError::Refused);
+        }
         if let Some(kek) = settled.kek {
             active.fill(kek);
         }
@@ -369,12 +394,17 @@ impl Lifecycle {
     async fn start_in_cloud(&self, mut keys: Keys) -> Result<(Keys, Source), StartError> {
         let cloud = self.cloud.as_ref().ok_or(StartError::NoUpstream)?;
         let state = keys.keyring.upstream.clone().ok_or(StartError::NoUpstream)?;
-        self.prepare_marker();
+        self.marker.prepare();
         cloud.adopt(&state, cloud.clock.now());
         self.observe(Observation::Rooted(Root::Upstream), String::new(), None);
         let (past, told) = self.past(cloud, &state);
         // Refused from here on, if it is: the keys shown are the record's, with nothing in memory.
         self.observe(Observation::Remembered(past), told, None);
+        if self.machine.state().availability() == Availability::Disabled {
+            // Renewals go on asking; only an admin brings it back.
+            self.machine.show(Arc::new(keys));
+            return Err(StartError::Refused);
+        }
         let error = match self.ask_or_remember(cloud, &keys.keyring).await {
             Ok(opened) => {
                 if let Some(active) = keys.active() {
@@ -504,7 +534,7 @@ impl Lifecycle {
     }
 
     /// Keeps what custody said for status, and logs what is new.
-    fn note_custody(&self, outcome: Result<TokenDescription, CustodyError>) {
+    pub(super) fn note_custody(&self, outcome: Result<TokenDescription, CustodyError>) {
         let mut state = self.custody_state.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
             Ok(description) => {

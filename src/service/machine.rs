@@ -28,6 +28,8 @@ struct Inner {
     revocation: String,
     /// Why generations rooted in the cloud are not to be used, whatever the machine says.
     held: Option<Closed>,
+    /// Of the disabling in force.
+    disabled: String,
 }
 
 impl Machine {
@@ -127,6 +129,11 @@ impl Inner {
     fn note(&mut self, observation: Observation, was_loaded: bool, reason: String) {
         match observation {
             Observation::Loaded(_) => self.sealed.clear(),
+            Observation::Disabled => {
+                self.disabled = reason;
+                self.sealed.clear();
+            }
+            Observation::Enabled => self.sealed = "starting".to_owned(),
             Observation::CustodyLost if was_loaded => self.custody = reason,
             Observation::CustodyLost | Observation::RecordRejected | Observation::NothingOpens if !was_loaded => {
                 self.sealed = reason;
@@ -189,9 +196,14 @@ impl Inner {
                 self.upstream
             ),
             Availability::Revoked { .. } => {
-                format!("the cloud has revoked the key ({}). {AGAIN}; nothing else lifts it", self.revocation)
+                let besides = match self.state.is_disabled() {
+                    true => format!(". Besides, {}", self.disabled),
+                    false => String::new(),
+                };
+                format!("the cloud has revoked the key ({}). {AGAIN}; nothing else lifts it{besides}", self.revocation)
             }
-            Availability::Disabled => "the key was disabled by an admin".to_owned(),
+            Availability::Disabled if self.sealed.is_empty() => self.disabled.clone(),
+            Availability::Disabled => format!("{}. Besides: {}", self.disabled, self.sealed),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The use cases: serve keys, start from the store, initialise, rotate, change roots, keep scans, delete generations, rescue, recover.
+//! The use cases: serve keys, start from the store, initialise, rotate, change roots, disable and enable, keep scans, delete
+//! generations, rescue, recover.
 //!
 //! [`keys::KeyService`] is the hot path and holds what is served; [`lifecycle::Lifecycle`] changes it, always in the order
 //! persist, publish, reply. Knows custody and store, not gRPC: rpc translates.
@@ -8,6 +9,7 @@ pub mod clock;
 pub mod cloud;
 pub mod cloud_view;
 pub mod deletion;
+pub mod disable;
 pub mod epoch;
 pub mod explain;
 mod identity;
@@ -16,6 +18,7 @@ pub mod keys;
 pub mod lease;
 pub mod lifecycle;
 mod machine;
+mod markers;
 pub mod notices;
 mod offline;
 mod older_in_cloud;

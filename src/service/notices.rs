@@ -14,6 +14,8 @@ pub const KEYS_NOT_LOCKED: &str = "key pages are not locked into memory: raise L
 pub const PIN_READABLE: &str =
     "the server process can read the PIN file: enable sandbox.landlock, or set [process] users";
 pub const ROTATION_CUT_OFF: &str = "a rotation was cut off; it is settled at the next start or rotation";
+pub const DISABLED_UNRECORDED: &str = "the record does not say yet that the key is disabled (the log says why): do not put older files back into the \
+     store, and do not take the marker `disabled` out of it";
 pub const UNRECORDED: &str = "the audit trail could not be opened when the daemon started: nothing is recorded. The log says why; mend its \
      folder, then restart the daemon";
 /// What such a warning begins with.

@@ -28,7 +28,7 @@ impl Lifecycle {
             (_, None) => None,
             (None, Some(_)) => Some(Closed { reason: NO_UPSTREAM.into(), passes: false }),
             (Some(cloud), Some(state)) => {
-                self.prepare_marker();
+                self.marker.prepare();
                 cloud.adopt(state, cloud.clock.now());
                 let (past, told) = self.past(cloud, state);
                 self.observe(Observation::Remembered(past), told, None);
@@ -43,7 +43,7 @@ impl Lifecycle {
     pub(super) fn past(&self, cloud: &Cloud, state: &UpstreamState) -> (Past, String) {
         let revoked = match &state.revoked {
             Some(revocation) => Some(Some(revocation.class)),
-            None => self.marker_is_raised().then_some(None),
+            None => self.marker.is_raised().then_some(None),
         };
         let (now, written) = (cloud.clock.now(), state.lease.seen());
         let same_boot = now.boot == written.boot && now.boot_time >= written.boot_time;
@@ -52,7 +52,6 @@ impl Lifecycle {
             denials: state.denials,
             written: same_boot.then(|| Duration::from_secs(written.boot_time)),
             revoked,
-            disabled: false,
         };
         let told = match &state.revoked {
             Some(revocation) => format!("{}: {}", revocation.class, revocation.code),

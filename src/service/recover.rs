@@ -17,10 +17,11 @@ use keystead_core::{
     FaultClass, GenerationNumber, Kek, KeyCommitment, KeyId, KeyringId, NodeId, RootId, RootKind, WrappedKek,
 };
 
+use super::clock::unix_now;
 use super::epoch::{self, LoadError};
 use super::init::InitCloud;
 use super::offline;
-use super::rotation::{RotationError, durable_wraps, prepare_generation, random, unix_now};
+use super::rotation::{RotationError, durable_wraps, prepare_generation, random};
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, EpochRef, TokenDescription};
 use crate::store::{Store, StoreError};
@@ -294,6 +295,7 @@ pub async fn rebuild(
         last_number: findings.last_number(request.number_seen),
         rotation: None,
         scan: None,
+        disabled: None,
         upstream: cloud.map(InitCloud::first_state),
         generations: Vec::new(),
         backups: Vec::new(),

@@ -1,4 +1,4 @@
-//! The renewal loop: a real unwrap of the active generation every few minutes while it is served. It waits for no disk and
+//! The renewal loop: a real unwrap of the active generation every few minutes while it is served, or disabled by an admin. It waits for no disk and
 //! no custody; when nothing is served, a start asks instead (see [`super::lifecycle`]).
 
 use std::sync::Arc;
@@ -29,7 +29,9 @@ impl Lifecycle {
         let cloud = self.cloud.as_ref()?;
         self.check_lease();
         let serving = self.keys.serving();
-        let Some(keys) = serving.keys.as_ref().filter(|_| serving.availability.serves()) else { return Some(LOOK) };
+        // A disabled key is asked for as well: the lease is kept, and a revocation is heard.
+        let asks = serving.availability.serves() || serving.availability == Availability::Disabled;
+        let Some(keys) = serving.keys.as_ref().filter(|_| asks) else { return Some(LOOK) };
         let wait = cloud.memory().ask_at.saturating_sub(self.now());
         if !keys.keyring.needs_cloud() || !wait.is_zero() {
             return Some(wait.clamp(Duration::from_millis(50), LOOK));
@@ -43,7 +45,8 @@ impl Lifecycle {
                     cloud.memory().restore = true;
                     self.wake.notify_one();
                 }
-                if !self.keys.serving().availability.serves() {
+                let availability = self.keys.serving().availability;
+                if !availability.serves() && availability != Availability::Disabled {
                     // The lease ran out meanwhile, and its keys are gone: a start is to ask again at once.
                     cloud.memory().ask_at = Duration::ZERO;
                     self.wake.notify_one();

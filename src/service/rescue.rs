@@ -8,8 +8,9 @@ use keystead_core::rescue::{Rescue, RescuedGeneration};
 use keystead_core::{KeyId, RootKind};
 use rand_core::UnwrapErr;
 
+use super::clock::unix_now;
 use super::lifecycle::Lifecycle;
-use super::rotation::{random, unix_now};
+use super::rotation::random;
 
 /// A rescue file and what is missing in it.
 #[derive(Debug)]

@@ -2,9 +2,6 @@
 //! neither space nor custody; roll the epoch without offline copies, which shreds them. What fails is tried again for as
 //! long as it takes. Nothing here is undone but by a real unwrap.
 
-use std::sync::PoisonError;
-use std::time::Duration;
-
 use keystead_core::FaultClass;
 use keystead_core::availability::{Effect, Observation};
 use keystead_core::upstream_state::Revocation;
@@ -12,9 +9,6 @@ use keystead_core::upstream_state::Revocation;
 use super::explain::explain;
 use super::lifecycle::Lifecycle;
 use crate::upstream::contract::UpstreamError;
-
-/// A disk that hangs must not keep the caller: the marker goes on being raised behind its back.
-const MARKER_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Lifecycle {
     /// Tells the machine of a failure of the upstream, and acts if it takes the key away. Needs neither turn nor custody.
@@ -31,7 +25,7 @@ impl Lifecycle {
         cloud.note_revocation(error, &now);
         cloud.memory().shredded = false;
         fail::fail_point!("revocation.refused");
-        self.raise_marker().await;
+        self.marker.raise().await;
         fail::fail_point!("revocation.marked");
         self.wake.notify_one();
     }
@@ -42,7 +36,7 @@ impl Lifecycle {
         if !self.machine.state().is_revoked() || !cloud.may_shred(&cloud.clock.now()) {
             return;
         }
-        self.raise_marker().await;
+        self.marker.raise().await;
         let mut next = match self.records.load().await {
             Ok(keyring) => keyring,
             Err(error) => {
@@ -86,46 +80,16 @@ impl Lifecycle {
         self.machine.state().is_revoked() && self.cloud.as_ref().is_some_and(|cloud| !cloud.memory().shredded)
     }
 
-    /// Raises the marker, off this thread.
-    async fn raise_marker(&self) {
-        let marker = self.marker.clone();
-        let raised = tokio::task::spawn_blocking(move || marker.lock().unwrap_or_else(PoisonError::into_inner).raise());
-        match tokio::time::timeout(MARKER_PATIENCE, raised).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => {
-                tracing::error!(
-                    error = explain(&error),
-                    "the revocation's marker cannot be raised yet; it is tried again"
-                );
-            }
-            Ok(Err(_)) | Err(_) => tracing::error!("the revocation's marker is not on the disk yet"),
-        }
-    }
-
     /// Unless the upstream has revoked anew since: checked under the lock that raising takes.
     pub(super) fn take_marker_down(&self) {
-        let marker = self.marker.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.machine.state().is_revoked() {
-            return;
-        }
-        match marker.take_down() {
-            Ok(()) => {
+        match self.marker.take_down_if(|| !self.machine.state().is_revoked()) {
+            Ok(true) => {
                 if let Some(cloud) = &self.cloud {
                     cloud.memory().given_back();
                 }
             }
+            Ok(false) => {}
             Err(error) => tracing::warn!(error = explain(&error), "the revocation's marker cannot be taken down yet"),
         }
-    }
-
-    /// A spare marker for the day it is needed. A disk without room for it will have room for a name.
-    pub(super) fn prepare_marker(&self) {
-        if let Err(error) = self.marker.lock().unwrap_or_else(PoisonError::into_inner).prepare() {
-            tracing::warn!(error = explain(&error), "no marker could be made ahead of a revocation");
-        }
-    }
-
-    pub(super) fn marker_is_raised(&self) -> bool {
-        self.marker.lock().unwrap_or_else(PoisonError::into_inner).is_raised()
     }
 }

@@ -14,7 +14,7 @@ use keystead_core::wrap::WrappedKek;
 use keystead_core::{FaultClass, Kek, WrapContext};
 use rand_core::{TryRng, UnwrapErr};
 
-pub(super) use super::clock::unix_now;
+use super::clock::unix_now;
 use super::cloud;
 use super::epoch::{LoadError, Records};
 use super::explain::explain;
@@ -97,6 +97,10 @@ impl Lifecycle {
         let _alone =
             self.rotating.try_lock().map_err(|_| RotationError::Refused("another rotation is under way".into()))?;
         let _turn = self.turn.lock().await;
+        if self.machine.state().is_disabled() {
+            // Not even one that was cut off is settled: that would open keys.
+            return Err(RotationError::Refused(self.keys.serving().reason.clone()));
+        }
         if self.keys.serving().availability == Availability::Online {
             // A token that went away or was swapped since the last look is no token to make keys on.
             self.probe().await;
@@ -244,6 +248,14 @@ impl Lifecycle {
         Ok(opened.kek)
     }
 
+    /// [`Self::finish_rotation`], but a disabled key's rotation waits: settling it would open keys.
+    pub(super) async fn finish_rotation_unless(&self, disabled: bool, keyring: &Keyring) -> Result<Settled, LoadError> {
+        if disabled {
+            return Ok(Settled { keyring: keyring.clone(), kek: None });
+        }
+        self.finish_rotation(keyring).await
+    }
+
     /// Settles a rotation that the record says is under way: finishes it once prepared, else rolls it back.
     ///
     /// # Errors
@@ -286,6 +298,9 @@ impl Lifecycle {
     pub(super) async fn settle(&self) {
         if !self.is_unsettled() {
             return;
+        }
+        if self.machine.state().is_disabled() {
+            return self.tend_disabled().await;
         }
         let settled = match self.records.load().await {
             Ok(keyring) => self.finish_rotation(&keyring).await,

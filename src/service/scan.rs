@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 use keystead_core::keyring::Keyring;
 use keystead_core::scan::Findings;
 
+use super::clock::unix_now;
 use super::epoch::LoadError;
 use super::explain::explain;
 use super::keys::Keys;
 use super::lifecycle::Lifecycle;
-use super::rotation::unix_now;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {

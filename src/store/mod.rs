@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use keystead_core::record::{MAX_LEN, RecordError, UnverifiedRecord};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
-pub use marker::Marker;
+pub use marker::{Mark, Marker};
 
 const RECORD: &str = "keyring.store";
 const NEW_RECORD: &str = "keyring.store.new";
@@ -121,9 +121,9 @@ impl Store {
         Ok(Some(aside))
     }
 
-    /// The marker of a revocation that lies beside the record.
-    pub fn marker(&self) -> Marker {
-        Marker::new(&self.folder)
+    /// A marker that lies beside the record.
+    pub fn marker(&self, mark: Mark) -> Marker {
+        Marker::new(&self.folder, mark)
     }
 
     /// Whether there is a record, readable or not.

@@ -27,6 +27,7 @@ fn record(revision: u64) -> Vec<u8> {
         last_number: GenerationNumber(0),
         rotation: None,
         scan: None,
+        disabled: None,
         upstream: None,
         generations: Vec::new(),
         backups: Vec::new(),

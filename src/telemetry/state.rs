@@ -20,6 +20,8 @@ use crate::service::schedule::RotationOutlook;
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct State {
     pub availability: Availability,
+    /// An admin switched the key off, whatever the availability shows besides.
+    pub disabled: bool,
     /// 0 while none is known.
     pub active_generation: u64,
     pub generations: u64,
@@ -140,6 +142,7 @@ impl State {
                 availability::Availability::Revoked { .. } => Availability::Revoked,
                 availability::Availability::Disabled => Availability::Disabled,
             },
+            disabled: lifecycle.disabled().is_some(),
             custody_state: custody_state.name(),
             device_calls: custody_state.description.map_or(0, |description| description.device_operations),
             custody_operations: custody
@@ -204,6 +207,7 @@ impl<F: Fn() -> State + Send + Sync + 'static> Collector for StateCollector<F> {
         let availability =
             Availability::ALL.map(|each| ([("state", each.as_str())], u64::from(each == state.availability)));
         page.gauges("keystead_availability", "1 for the state the daemon is in.", availability)?;
+        page.gauge("keystead_disabled", "1 while an admin has the key switched off.", u64::from(state.disabled))?;
         page.gauge("keystead_active_generation", "Number of the generation that encrypts.", state.active_generation)?;
         page.gauge("keystead_generations", "Generations in the keyring that are not destroyed.", state.generations)?;
         page.gauge("keystead_generations_loaded", "Generations whose KEK is in memory.", state.generations_loaded)?;
@@ -376,6 +380,7 @@ mod tests {
         for line in [
             "keystead_availability{state=\"online\"} 1\n",
             "keystead_availability{state=\"sealed\"} 0\n",
+            "keystead_disabled 0\n",
             "# TYPE keystead_active_generation gauge\nkeystead_active_generation 3\n",
             "keystead_custody_state{state=\"ready\"} 1\n",
             "keystead_custodian_restarts_total 2\n",

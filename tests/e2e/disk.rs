@@ -126,6 +126,76 @@ fn a_full_disk_with_an_audit_trail_stops_nothing_but_what_the_site_wants_recorde
     }
 }
 
+/// Switched off where nothing more can be written, by a marker that was made before; and where not even that is possible.
+const DISABLING_STORY: &str = r#"
+refuses() { ! $KEYSTEAD kms status >"$SITE/out" 2>&1 && grep -q "disabled by" "$SITE/out" && ! opens 2>/dev/null; }
+is() { [ "$($KEYSTEAD status --output json | sed -n 's/^  "availability": "\(.*\)",$/\1/p')" = "$1" ]; }
+recorded() { $KEYSTEAD status --output json | grep -q '"recorded": true'; }
+echo "full"
+full
+expect 0 $KEYSTEAD key disable --yes --reason "disk is full"
+says "the record does not say so yet"
+refuses
+expect 4 $KEYSTEAD key enable --yes
+says "stays disabled"
+kill -9 $daemon
+wait $daemon || true
+$KEYSTEAD serve 2>>"$SITE/log" & daemon=$!
+until_true is disabled
+refuses
+rm "$store"/filler*
+until_true recorded
+[ ! -e "$store/disabled" ]
+expect 0 $KEYSTEAD key enable --yes
+opens
+
+echo "read-only"
+mount -o remount,bind,ro "$store"
+expect 4 $KEYSTEAD key disable --yes
+says "a restart would bring it back"
+refuses
+mount -o remount,bind,rw "$store"
+until_true recorded
+kill -9 $daemon
+wait $daemon || true
+$KEYSTEAD serve 2>>"$SITE/log" & daemon=$!
+until_true is disabled
+expect 0 $KEYSTEAD key enable --yes
+opens
+kill $daemon
+wait $daemon
+echo "done"
+"#;
+
+#[test]
+fn a_key_is_disabled_on_a_full_disk_for_good_and_on_a_read_only_one_at_once() {
+    run("level = \"off\"", "64k", DISABLING_STORY, &[]);
+}
+
+/// The site wants nothing done that is not recorded, and nothing can be: service is taken away all the same.
+const UNRECORDED_STORY: &str = r#"
+echo "full"
+full
+fails() { opens || true; $KEYSTEAD custodian restart || true; $KEYSTEAD status | grep -q "audit trail cannot be written"; }
+until_true fails
+expect 0 $KEYSTEAD key disable --yes
+expect 5 $KEYSTEAD key enable --yes
+says "audit trail"
+! $KEYSTEAD kms status
+rm "$store"/filler*
+enabled() { $KEYSTEAD key enable --yes; }
+until_true enabled
+opens
+kill $daemon
+wait $daemon
+echo "done"
+"#;
+
+#[test]
+fn a_trail_that_stops_for_want_of_space_keeps_no_key_in_service() {
+    run("level = \"admin\"\nfailure = \"stop\"", "256k", UNRECORDED_STORY, &[]);
+}
+
 /// In namespaces of its own, on a disk of that size.
 fn run(audit: &str, size: &str, story: &str, environment: &[(&str, &str)]) {
     let site = Site::bare(&format!("[audit]\n{audit}\n"));

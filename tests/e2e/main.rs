@@ -16,6 +16,7 @@ mod crash;
 mod custodian;
 mod daemon;
 mod deletion;
+mod disable;
 mod disk;
 mod doctor;
 mod etcd;

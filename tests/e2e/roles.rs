@@ -7,12 +7,12 @@ use keystead_wire::admin::v1::{GetStatusRequest, RotateProgress, RotateRequest};
 
 use crate::daemon::{DEADLINE, Finished, Site};
 
-fn own_uid() -> u32 {
+pub fn own_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
 /// The configuration with another `[roles]` table, for the next start.
-fn with_roles(site: &Site, table: &str) {
+pub fn with_roles(site: &Site, table: &str) {
     let config = fs::read_to_string(site.config()).unwrap();
     let before = config.split("\n[roles]").next().unwrap();
     fs::write(site.config(), format!("{before}\n{table}\n")).unwrap();

@@ -73,7 +73,7 @@ pub enum Observation {
     Remembered(Past),
     CustodyLost,
     CustodyAnswered,
-    /// The upstream has just opened the active generation's wrap.
+    /// The upstream has just opened the active generation's wrap, also while an admin keeps the key switched off.
     Renewed,
     UpstreamFailed(FaultClass),
     /// No offline copy may or can stand in for the upstream.
@@ -81,7 +81,9 @@ pub enum Observation {
     LeaseUsedUp,
     /// A grant was applied.
     LeaseExtended,
+    /// An admin switched the key off: just now, or as the record or the marker tells.
     Disabled,
+    /// An admin switched it on.
     Enabled,
     /// The active generation has its durable root here: at the start, and after each rotation.
     Rooted(Root),
@@ -116,7 +118,6 @@ pub struct Past {
     pub written: Option<Instant>,
     /// Revoked, by what if that is known.
     pub revoked: Option<Option<FaultClass>>,
-    pub disabled: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,6 +228,11 @@ impl State {
         !self.is_revoked() && !self.expired
     }
 
+    /// Also while something else has the last word on it.
+    pub fn is_disabled(&self) -> bool {
+        self.disabled
+    }
+
     /// Whether this configuration has opened the key.
     pub fn is_proven(&self) -> bool {
         self.proven
@@ -291,9 +297,10 @@ impl State {
         match observation {
             Observation::Loaded(source) => self.take_loaded(source, now),
             Observation::Renewed => {
-                // Without a key in memory there is nothing to go on with: a start comes first, and asks again.
+                // Without a key in memory there is nothing to go on with: a start comes first, and asks again. A disabled key
+                // has no start before it is enabled; but what was revoked is given back by a start alone.
                 let was_revoked = self.is_revoked();
-                if self.loaded {
+                if self.loaded || (self.disabled && !was_revoked) {
                     self.opened_by_upstream();
                 }
                 (was_revoked && !self.is_revoked()).then_some(Effect::Restore)
@@ -301,7 +308,6 @@ impl State {
             Observation::UpstreamFailed(class) => self.take_failure(class, now),
             Observation::Remembered(past) => {
                 self.proven |= past.proven;
-                self.disabled |= past.disabled;
                 if let (None, Some(denials)) = (self.denials, past.denials) {
                     self.denials = Some(Denied { count: denials.count, spread: denials.spread(), last: past.written });
                 }

@@ -4,11 +4,14 @@
 //! service persists the result before anyone sees it.
 
 mod deletion;
+mod disabling;
 mod roots;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+pub use disabling::Disabling;
 
 use crate::annotation::{Annotation, AnnotationError};
 use crate::audit::Position;
@@ -51,6 +54,9 @@ pub struct Keyring {
     /// The cloud root's side; absent, also in the stored form, while no generation ever had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream: Option<UpstreamState>,
+    /// An admin switched the key off; absent while it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled: Option<Disabling>,
     pub generations: Vec<Generation>,
     /// Backups of etcd that were registered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -201,6 +201,7 @@ mod tests {
             last_number: GenerationNumber(states.len() as u64),
             rotation: None,
             scan: None,
+            disabled: None,
             generations,
             backups: Vec::new(),
             audit: None,

@@ -32,9 +32,8 @@ prop_compose! {
         denials in prop::option::of((0..4_u32, 0..2400_u64)),
         written in prop::option::of((0..1000_u64).prop_map(Duration::from_secs)),
         revoked in prop::option::weighted(0.1, prop::option::of(class())),
-        disabled in prop::bool::weighted(0.1),
     ) -> Past {
-        Past { proven, denials: denials.map(|(count, spread)| Denials { count, spread }), written, revoked, disabled }
+        Past { proven, denials: denials.map(|(count, spread)| Denials { count, spread }), written, revoked }
     }
 }
 
@@ -50,8 +49,8 @@ fn observation() -> impl Strategy<Value = Observation> {
         1 => Just(Observation::NothingOpens),
         1 => Just(Observation::LeaseUsedUp),
         1 => Just(Observation::LeaseExtended),
-        1 => Just(Observation::Disabled),
-        1 => Just(Observation::Enabled),
+        2 => Just(Observation::Disabled),
+        2 => Just(Observation::Enabled),
         2 => prop_oneof![Just(Root::Custody), Just(Root::Upstream)].prop_map(Observation::Rooted),
         2 => Just(Observation::Tick),
     ]
@@ -86,7 +85,7 @@ impl Judge {
     fn hears(&mut self, observation: Observation, now: Duration, served: bool) {
         match observation {
             Observation::Loaded(Source::Upstream) => self.opened_by_upstream(),
-            Observation::Renewed if served => self.opened_by_upstream(),
+            Observation::Renewed if served || (self.disabled && !self.revoked) => self.opened_by_upstream(),
             Observation::UpstreamFailed(FaultClass::KeyDisabled | FaultClass::KeyGone) => self.revoked |= self.proven,
             Observation::UpstreamFailed(FaultClass::Denied) if self.proven => {
                 self.denied_at.push(now);
@@ -98,7 +97,6 @@ impl Judge {
             }
             Observation::Remembered(past) => {
                 self.proven |= past.proven;
-                self.disabled |= past.disabled;
                 self.revoked |= past.revoked.is_some();
                 if self.denied_at.is_empty() && self.carried.is_none() {
                     self.carried = past.denials.map(|denials| (denials.count, denials.spread(), past.written));
@@ -155,7 +153,7 @@ fn nothing_serves_that_may_not_and_nothing_gains_rights() {
         for (observation, seconds) in steps {
             now += Duration::from_secs(seconds);
             let served = state.serves();
-            let was_revoked = judge.revoked;
+            let (was_revoked, was_disabled) = (judge.revoked, judge.disabled);
             judge.hears(observation, now, served);
             let (next, effect) = step(&state, observation, now, grace);
 
@@ -164,6 +162,13 @@ fn nothing_serves_that_may_not_and_nothing_gains_rights() {
             prop_assert_eq!(next.opens_cloud(), !judge.closes_cloud(), "opens what is rooted in the cloud, or not");
             if next.serves() {
                 prop_assert!(!judge.forbids(), "serves what is revoked, expired or disabled");
+            }
+            prop_assert_eq!(next.is_disabled(), judge.disabled, "only an admin switches off and on");
+            if observation == Observation::Enabled {
+                prop_assert_eq!(next.is_revoked(), was_revoked, "enabling lifts a revocation");
+                // A start, and it alone, is what enabling leads to: where nothing else refuses.
+                let leads = was_disabled && !judge.revoked && !judge.expired;
+                prop_assert_eq!(effect == Some(Effect::Load), leads);
             }
             if !served && next.serves() {
                 prop_assert!(matches!(observation, Observation::Loaded(_)), "serves without a loaded key");
@@ -326,8 +331,7 @@ fn after(observations: &[(u64, Observation)]) -> State {
     state
 }
 
-const PROVEN: Observation =
-    Observation::Remembered(Past { proven: true, denials: None, written: None, revoked: None, disabled: false });
+const PROVEN: Observation = Observation::Remembered(Past { proven: true, denials: None, written: None, revoked: None });
 const UPSTREAM: Observation = Observation::Loaded(Source::Upstream);
 const DENIED: Observation = Observation::UpstreamFailed(FaultClass::Denied);
 
@@ -375,6 +379,17 @@ fn grant_brings_back_what_expired_and_nothing_that_was_revoked() {
     let revoked = after(&[(0, UPSTREAM), (1, gone), (2, Observation::LeaseUsedUp)]);
     let (extended, effect) = step(&revoked, Observation::LeaseExtended, Duration::from_secs(3), None);
     assert!(extended.is_revoked() && effect.is_none());
+}
+
+#[test]
+fn disabled_key_is_renewed_without_coming_back_and_is_fresh_when_enabled() {
+    let used_up = [(0, UPSTREAM), (1, Observation::Disabled), (2, Observation::LeaseUsedUp)];
+    let renewed = after(&[used_up[0], used_up[1], used_up[2], (3, Observation::Renewed)]);
+    assert_eq!(renewed.availability(), Availability::Disabled);
+    let (enabled, effect) = step(&renewed, Observation::Enabled, Duration::from_secs(4), None);
+    assert_eq!((enabled.availability(), effect), (Availability::Sealed(SealReason::Starting), Some(Effect::Load)));
+    let (expired, effect) = step(&after(&used_up), Observation::Enabled, Duration::from_secs(4), None);
+    assert_eq!((expired.availability(), effect), (Availability::Expired, None));
 }
 
 #[test]

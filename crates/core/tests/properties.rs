@@ -326,6 +326,7 @@ fn empty_keyring() -> Keyring {
         last_number: GenerationNumber(0),
         rotation: None,
         scan: None,
+        disabled: None,
         upstream: None,
         generations: Vec::new(),
         backups: Vec::new(),

@@ -116,6 +116,12 @@ fn availability(status: &GetStatusResponse) -> Finding {
             "a restart, a crash or a power cut now ends the service until custody is back",
             "DO NOT RESTART; mend what the custody group names",
         ),
+        "disabled" => Finding::critical(
+            "daemon.disabled",
+            format!("it is disabled and serves nothing: {}", status.reason),
+            NO_SECRETS,
+            "if it is to serve again: `keystead key enable`; no restart is needed, and none helps",
+        ),
         other => Finding::critical(
             "daemon.sealed",
             format!("it is {other} and serves nothing: {}", status.reason),
@@ -158,6 +164,7 @@ mod tests {
         for word in ["sealed", "revoked", ""] {
             assert_eq!(found(&answers(status(word)), Some(false)), [("daemon.sealed", Critical), fine], "{word}");
         }
+        assert_eq!(found(&answers(status("disabled")), Some(false)), [("daemon.disabled", Critical), fine]);
         let old = answers(GetStatusResponse { version: "0.0.9".into(), ..status("online") });
         assert_eq!(found(&old, Some(false))[1], ("daemon.version", Warning));
         assert_eq!(found(&answers(status("online")), Some(true))[1], ("daemon.version", Warning));

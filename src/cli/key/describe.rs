@@ -1,10 +1,10 @@
 //! `keystead key describe`.
 
 use clap::Args;
-use keystead_wire::admin::v1::Generation;
+use keystead_wire::admin::v1::{Disabled, Generation, GetStatusRequest};
 
 use super::deletion::standing;
-use super::{Daemon, generation};
+use super::{Daemon, generation, switch};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::report::Report;
 use crate::cli::{table, time};
@@ -19,26 +19,32 @@ pub struct Arguments {
 pub async fn report(arguments: &Arguments, mut daemon: Daemon) -> Result<Report, Failure> {
     let wanted = arguments.generation.as_str();
     let generations = daemon.generations().await?;
+    let status = daemon.connection.answer(daemon.admin.get_status(GetStatusRequest {})).await?;
     let found = generations.iter().find(|each| match wanted {
         "active" => each.state == "active",
         other => each.key_id == other || each.number.to_string() == other,
     });
     match found {
-        Some(generation) => Ok(Report::done(text(generation), generation::json(generation))),
+        Some(generation) => {
+            let mut json = generation::json(generation);
+            json["disabled"] = switch::json(status.disabled.as_ref());
+            Ok(Report::done(text(generation, status.disabled.as_ref()), json))
+        }
         None => Err(Failure::new(Exit::Failed, format!("there is no generation {wanted}"))
             .next("`keystead key list` shows which there are")),
     }
 }
 
-fn loaded(generation: &Generation) -> &'static str {
-    match (generation.loaded, generation.state.as_str()) {
-        (true, _) => "yes",
-        (false, "destroyed") => "no, never again",
-        (false, _) => "no, at its first Decrypt",
+fn loaded(generation: &Generation, disabled: Option<&Disabled>) -> &'static str {
+    match (generation.loaded, generation.state.as_str(), disabled) {
+        (true, ..) => "yes",
+        (false, "destroyed", _) => "no, never again",
+        (false, _, Some(_)) => "no, not before the key is enabled",
+        (false, _, None) => "no, at its first Decrypt",
     }
 }
 
-fn text(generation: &Generation) -> String {
+fn text(generation: &Generation, disabled: Option<&Disabled>) -> String {
     let moment = |unix| time::rfc3339(unix).unwrap_or_else(|| "never".into());
     let mut rows = vec![
         ("Generation", generation.number.to_string()),
@@ -46,9 +52,12 @@ fn text(generation: &Generation) -> String {
         ("State", generation.state.clone()),
         ("Created", moment(generation.created)),
         ("Activated", moment(generation.activated)),
-        ("Loaded", loaded(generation).to_owned()),
+        ("Loaded", loaded(generation, disabled).to_owned()),
         ("Requests", format!("{} encrypts, {} decrypts since the start", generation.encrypts, generation.decrypts)),
     ];
+    if let Some(disabled) = disabled {
+        rows.push(("DISABLED", format!("the whole key, {}", switch::line(disabled))));
+    }
     if let Some(objects) = generation.objects {
         rows.push(("Objects", format!("{objects} by the newest scan of etcd")));
     }

@@ -4,7 +4,7 @@ use keystead_wire::admin::v1::GetStatusRequest;
 use serde_json::json;
 
 use super::deletion::standing;
-use super::{Daemon, generation};
+use super::{Daemon, generation, switch};
 use crate::cli::exit::Failure;
 use crate::cli::report::Report;
 use crate::cli::{table, time};
@@ -36,6 +36,10 @@ pub async fn report(mut daemon: Daemon) -> Result<Report, Failure> {
     if !waiting.is_empty() {
         text.push_str(&format!("\nPending deletion:\n{}", table::list(&waiting)));
     }
+    if let Some(disabled) = &status.disabled {
+        let line = switch::line(disabled);
+        text.insert_str(0, &format!("{}\n", table::fields(&[("DISABLED", line)])));
+    }
     if let Some(scan) = &status.scan {
         let counts: Vec<String> = generations
             .iter()
@@ -47,5 +51,6 @@ pub async fn report(mut daemon: Daemon) -> Result<Report, Failure> {
     }
     let generations: Vec<_> = generations.iter().map(generation::json).collect();
     let scan = status.scan.as_ref().map(generation::scan);
-    Ok(Report::done(text, json!({ "generations": generations, "scan": scan })))
+    let disabled = switch::json(status.disabled.as_ref());
+    Ok(Report::done(text, json!({ "generations": generations, "scan": scan, "disabled": disabled })))
 }

@@ -1,10 +1,12 @@
-//! `keystead key …`: the generations of the key, asked of the running daemon over its admin socket.
+//! `keystead key …`: the key and its generations, asked of the running daemon over its admin socket.
 
+pub(super) mod confirm;
 pub(super) mod deletion;
 mod describe;
 pub(super) mod generation;
 mod list;
 pub(super) mod rotate;
+pub(super) mod switch;
 
 use std::path::Path;
 
@@ -30,6 +32,10 @@ pub enum Command {
     ScheduleDeletion(deletion::ScheduleArguments),
     /// Take back a deletion that still waits
     CancelDeletion(deletion::CancelArguments),
+    /// Switch the whole key off: Status, Encrypt and Decrypt are refused, over restarts too
+    Disable(switch::DisableArguments),
+    /// Switch the key on again, without a restart; lifts no revocation
+    Enable(switch::EnableArguments),
 }
 
 pub fn run(command: &Command, config: Option<&Path>, format: Format) -> Result<Report, Failure> {
@@ -42,6 +48,8 @@ pub fn run(command: &Command, config: Option<&Path>, format: Format) -> Result<R
             Command::Rotate(arguments) => rotate::report(arguments, daemon, format).await,
             Command::ScheduleDeletion(arguments) => deletion::schedule(arguments, daemon).await,
             Command::CancelDeletion(arguments) => deletion::cancel(arguments, daemon).await,
+            Command::Disable(arguments) => switch::disable(arguments, daemon).await,
+            Command::Enable(arguments) => switch::enable(arguments, daemon).await,
         }
     })
 }

@@ -2,7 +2,6 @@
 //!
 //! The daemon journals each step: whoever interrupts this command leaves nothing half done.
 
-use std::io::{self, BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
@@ -11,7 +10,7 @@ use keystead_wire::admin::v1::{Generation, GetStatusRequest, RotateProgress, Rot
 use serde_json::json;
 use tonic::{Response, Status, Streaming};
 
-use super::{Daemon, generation};
+use super::{Daemon, confirm, generation};
 use crate::cli::connection::Connection;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::report::{Format, Report, progress};
@@ -33,7 +32,9 @@ pub struct Arguments {
 pub async fn report(arguments: &Arguments, mut daemon: Daemon, format: Format) -> Result<Report, Failure> {
     if !arguments.yes {
         let status = daemon.connection.answer(daemon.admin.get_status(GetStatusRequest {})).await?;
-        confirm(&format!("Rotate keyring {} (generation {} is active)?", status.keyring, status.active_generation))?;
+        let question =
+            format!("Rotate keyring {} (generation {} is active)?", status.keyring, status.active_generation);
+        confirm::confirm(&question)?;
     }
     let force = arguments.force.as_ref().map(ToString::to_string).unwrap_or_default();
     let call = daemon.admin.rotate(RotateRequest { force });
@@ -79,21 +80,4 @@ pub(in crate::cli) fn after(made: &Generation) -> String {
          one until they are rewritten:\n  kubectl get secrets --all-namespaces -o json | kubectl replace -f -\n\
          Then `keystead etcd scan`: without it the next rotation is refused.\n"
     )
-}
-
-/// Asks on the terminal. Nobody there is a mistake of the caller, not a no.
-pub(in crate::cli) fn confirm(question: &str) -> Result<(), Failure> {
-    let (stdin, mut stderr) = (io::stdin(), io::stderr());
-    if !stdin.is_terminal() || !stderr.is_terminal() {
-        return Err(Failure::new(Exit::Usage, "there is no terminal to ask on").next("say `--yes` if it is meant"));
-    }
-    let mut answer = String::new();
-    let asked = write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush());
-    asked
-        .and_then(|()| stdin.lock().read_line(&mut answer))
-        .map_err(|error| Failure::new(Exit::Failed, format!("cannot ask: {error}")))?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Failure::new(Exit::Failed, "nothing was done: the answer was not yes")),
-    }
 }

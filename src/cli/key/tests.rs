@@ -2,7 +2,8 @@
 
 use keystead_wire::admin::v1::admin_server::{Admin, AdminServer};
 use keystead_wire::admin::v1::{
-    GetStatusRequest, GetStatusResponse, ListGenerationsResponse, Root, RotateProgress, RotateRequest, Scan,
+    DisableRequest, DisableResponse, Disabled, EnableRequest, EnableResponse, GetStatusRequest, GetStatusResponse,
+    ListGenerationsResponse, Root, RotateProgress, RotateRequest, Scan,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -19,6 +20,7 @@ struct Fake {
     refuse: Option<Code>,
     steps: Vec<&'static str>,
     breaks: bool,
+    availability: &'static str,
 }
 
 impl Fake {
@@ -60,6 +62,19 @@ impl Admin for Fake {
         Ok(Response::new(ListGenerationsResponse { generations }))
     }
 
+    async fn disable(&self, request: Request<DisableRequest>) -> Result<Response<DisableResponse>, Status> {
+        self.admitted()?;
+        let reason = request.into_inner().reason;
+        let disabled = Disabled { since: 1_763_816_645, uid: Some(7), reason, recorded: true, ..Disabled::default() };
+        Ok(Response::new(DisableResponse { changed: true, disabled: Some(disabled) }))
+    }
+
+    async fn enable(&self, _: Request<EnableRequest>) -> Result<Response<EnableResponse>, Status> {
+        self.admitted()?;
+        let availability = self.availability.into();
+        Ok(Response::new(EnableResponse { changed: true, availability, reason: String::new() }))
+    }
+
     async fn rotate(&self, _: Request<RotateRequest>) -> Result<Response<BoxStream<RotateProgress>>, Status> {
         self.admitted()?;
         let last = self.steps.len().saturating_sub(1);
@@ -95,6 +110,8 @@ async fn run_line(line: &str, fake: Fake) -> Result<Report, Failure> {
         Command::Rotate(arguments) => rotate::report(&arguments, daemon, Format::Text).await,
         Command::ScheduleDeletion(arguments) => deletion::schedule(&arguments, daemon).await,
         Command::CancelDeletion(arguments) => deletion::cancel(&arguments, daemon).await,
+        Command::Disable(arguments) => switch::disable(&arguments, daemon).await,
+        Command::Enable(arguments) => switch::enable(&arguments, daemon).await,
     }
 }
 
@@ -139,6 +156,19 @@ async fn rotation_that_ends_without_a_generation_is_a_failure_that_says_to_look_
 }
 
 #[tokio::test]
+async fn disabled_key_is_shown_with_its_reason_and_enabling_that_serves_nothing_has_its_code() {
+    let off = run_line("disable --yes --reason INC-1", Fake::default()).await.unwrap();
+    assert!(off.text.contains("user 7") && off.text.contains("INC-1"), "{}", off.text);
+    assert!(off.text.lines().all(|line| line.chars().count() <= 80) || off.text.contains("kube-apiserver"));
+    assert!(off.text.lines().all(|line| line.chars().count() <= 80), "{}", off.text);
+    assert_eq!((&off.json["disabled"]["uid"], &off.json["disabled"]["recorded"]), (&7.into(), &true.into()));
+    for (availability, exit) in [("online", Exit::Done), ("degraded", Exit::Done), ("revoked", Exit::NotServing)] {
+        let on = run_line("enable --yes", Fake { availability, ..Fake::default() }).await.unwrap();
+        assert_eq!((on.exit, &on.json["availability"]), (exit, &availability.into()), "{}", on.text);
+    }
+}
+
+#[tokio::test]
 async fn refusals_have_the_exit_code_of_their_kind() {
     for (code, exit) in [
         (Code::PermissionDenied, Exit::Refused),
@@ -146,7 +176,7 @@ async fn refusals_have_the_exit_code_of_their_kind() {
         (Code::Unavailable, Exit::NotServing),
         (Code::Unimplemented, Exit::Refused),
     ] {
-        for line in ["list", "describe", "rotate --yes"] {
+        for line in ["list", "describe", "rotate --yes", "disable --yes", "enable --yes"] {
             let fake = Fake { refuse: Some(code), ..Fake::default() };
             assert_eq!(run_line(line, fake).await.unwrap_err().exit, exit, "{line} {code:?}");
         }

@@ -12,7 +12,8 @@ use keystead_wire::admin::v1::{AddRecovery, AddUpstream, ChangeRootsRequest, Rem
 use serde_json::json;
 
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::key::rotate::{after, confirm, follow};
+use crate::cli::key::confirm::confirm;
+use crate::cli::key::rotate::{after, follow};
 use crate::cli::key::{Daemon, generation};
 use crate::cli::report::{Format, Report};
 

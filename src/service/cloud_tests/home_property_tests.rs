@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use keystead_core::FaultClass;
 use keystead_core::availability::{Availability, Cause};
+use keystead_core::keyring::Disabling;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -20,6 +21,7 @@ use crate::service::roots::RootsChange;
 #[derive(Default)]
 struct Judge {
     revoked: bool,
+    disabled: bool,
     /// Seconds it was open since the upstream last opened it.
     open: u64,
 }
@@ -50,7 +52,8 @@ async fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
             Event::BackUp => backups.push(world.back_up()),
             Event::PutBack => {
                 let shredded = !judge.revoked || world.daemon().cloud_report().is_some_and(|report| !report.unstored);
-                if let Some(backup) = backups.last().filter(|_| shredded) {
+                let recorded = !judge.disabled || world.daemon().disabled().is_some_and(|disabled| disabled.recorded);
+                if let Some(backup) = backups.last().filter(|_| shredded && recorded) {
                     world.kill();
                     world.put_back(backup);
                     world.start().await;
@@ -60,6 +63,12 @@ async fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
             Event::Custody { away } => world.token.take_away(away),
             Event::Rotate => drop(world.daemon().rotate(Some("a test".parse().unwrap()), |_| ()).await),
             Event::CloudRotates => world.cloud.rotates(),
+            Event::Disable => {
+                let order = Disabling { since: 1, uid: Some(1), login_uid: None, reason: None };
+                world.daemon().disable(order).await.unwrap();
+                judge.disabled = true;
+            }
+            Event::Enable => judge.disabled &= world.daemon().enable().await.is_err(),
         }
         pass(&world, &mut judge, &old, before, 1).await?;
         if world.serves() {
@@ -72,6 +81,14 @@ async fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
     for _ in 0..200 {
         world.clock.run(15);
         world.tend().await;
+    }
+    if judge.disabled && !world.reason().contains("stale") {
+        prop_assert_eq!(world.availability(), Availability::Disabled, "{}", world.reason());
+        world.daemon().enable().await.unwrap();
+        for _ in 0..20 {
+            world.clock.run(15);
+            world.tend().await;
+        }
     }
     if world.availability() == Availability::Online {
         prop_assert!(world.decrypts(&home, b"home").await && world.decrypts(&old, b"old").await, "lost for good");
@@ -95,17 +112,18 @@ async fn pass(
     let (asked, mood) = (world.cloud.calls() > calls, world.cloud.mood());
     let opens = world.decrypts(old, b"old").await;
     if asked && mood == Mood::Works {
-        *judge = Judge::default();
+        *judge = Judge { disabled: judge.disabled, ..Judge::default() };
     }
     if asked && matches!(mood, Mood::Fails(FaultClass::KeyDisabled | FaultClass::KeyGone)) {
         judge.revoked = true;
     }
     prop_assert!(!(judge.revoked && opens), "opens what was revoked");
+    prop_assert!(!(judge.disabled && (opens || world.serves())), "serves what an admin disabled");
     prop_assert!(!opens || judge.open <= LEASE.as_secs() + 600, "opens beyond its lease");
     let own = matches!(
         world.availability(),
         Availability::Online | Availability::Degraded { cause: Cause::Custody, .. } | Availability::Sealed(_)
-    );
+    ) || (judge.disabled && world.availability() == Availability::Disabled);
     prop_assert!(own, "the cloud takes away what is not its own: {:?}", world.availability());
     Ok(())
 }

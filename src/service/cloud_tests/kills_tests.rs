@@ -4,6 +4,7 @@
 use futures_util::FutureExt;
 use keystead_core::FaultClass;
 use keystead_core::availability::Availability;
+use keystead_core::keyring::Disabling;
 use std::panic::AssertUnwindSafe;
 
 use super::world_tests::{HOUR, Mood, World};
@@ -81,4 +82,30 @@ async fn killed_anywhere_it_neither_loses_the_key_nor_gains_rights() {
         assert!(met.contains(point), "{point} is never met");
     }
     println!("killed at {} points, {} times", failpoint::CLOUD.len() + 3, met.len());
+}
+
+/// Killed while it is disabled and enabled, with the cloud away: what was durable holds, and the copy outlives it all.
+#[tokio::test]
+async fn killed_while_it_is_switched_off_and_on_it_keeps_the_copy_and_the_word() {
+    let order = || Disabling { since: 1, uid: None, login_uid: None, reason: None };
+    for point in failpoint::SWITCH.iter().chain(&["epoch.created", "epoch.record-written", "epoch.old-destroyed"]) {
+        let mut world = World::alone().await;
+        let encrypted = world.encrypt(b"seed").unwrap();
+        world.cloud_says(Mood::Fails(FaultClass::Unreachable)).await;
+        let off = killed_at(&mut world, point, async |world| drop(world.daemon().disable(order()).await)).await;
+        world.start().await;
+        world.pass(10, 5).await;
+        let expected = if *point == "disable.refused" { "serves" } else { "disabled" };
+        let found = if world.serves() { "serves" } else { "disabled" };
+        assert_eq!(found, expected, "{point}: {}", world.reason());
+        world.daemon().disable(order()).await.unwrap();
+        let on = killed_at(&mut world, point, async |world| drop(world.daemon().enable().await)).await;
+        assert!(off || on, "{point} is never met");
+        world.start().await;
+        world.pass(10, 5).await;
+        assert!(world.serves() || world.availability() == Availability::Disabled, "{point}: {}", world.reason());
+        world.daemon().enable().await.unwrap();
+        assert!(world.decrypts(&encrypted, b"seed").await, "{point}: {}", world.reason());
+        assert!(!world.path("disabled").exists());
+    }
 }

@@ -1,6 +1,7 @@
 //! The cloud profile at the level of the service, with everything that can go wrong around it.
 
 mod deletion_tests;
+mod disable_tests;
 mod faults_tests;
 mod grants_tests;
 mod home_property_tests;

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keystead_core::FaultClass;
 use keystead_core::availability::Availability;
+use keystead_core::keyring::Disabling;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -28,6 +29,8 @@ pub(super) enum Event {
     Custody { away: bool },
     Rotate,
     CloudRotates,
+    Disable,
+    Enable,
 }
 
 fn mood() -> impl Strategy<Value = Mood> {
@@ -55,6 +58,8 @@ pub(super) fn event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(|away| Event::Custody { away }),
         1 => Just(Event::Rotate),
         1 => Just(Event::CloudRotates),
+        1 => Just(Event::Disable),
+        2 => Just(Event::Enable),
     ]
 }
 
@@ -65,6 +70,8 @@ struct Judge {
     revoked: bool,
     /// A class that can revoke was ever given since the last success.
     refused: bool,
+    /// An admin was told that it is disabled, and nobody that it is enabled since.
+    disabled: bool,
     /// Seconds it served since the upstream last opened the key.
     served: u64,
     encrypted: Vec<(Vec<u8>, Encrypted)>,
@@ -95,7 +102,9 @@ async fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
             Event::PutBack => {
                 // What custody and disk have not been able to shred yet, nothing but this process keeps from serving.
                 let shredded = !judge.revoked || world.daemon().cloud_report().is_some_and(|report| !report.unstored);
-                if let Some(backup) = backups.last().filter(|_| shredded) {
+                // Likewise while nothing but the marker tells that it is disabled: the folder is its owner's.
+                let recorded = !judge.disabled || world.daemon().disabled().is_some_and(|disabled| disabled.recorded);
+                if let Some(backup) = backups.last().filter(|_| shredded && recorded) {
                     world.kill();
                     world.put_back(backup);
                     world.start().await;
@@ -105,6 +114,20 @@ async fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
             Event::Custody { away } => world.token.take_away(away),
             Event::Rotate => drop(world.daemon().rotate(Some("a test".parse().unwrap()), |_| ()).await),
             Event::CloudRotates => world.cloud.rotates(),
+            Event::Disable => {
+                let order = Disabling { since: 1, uid: Some(1), login_uid: None, reason: None };
+                world.daemon().disable(order).await.unwrap();
+                judge.disabled = true;
+            }
+            Event::Enable => {
+                let revoked = is_revoked(&world);
+                let calls = world.cloud.calls();
+                if world.daemon().enable().await.is_ok() {
+                    judge.disabled = false;
+                }
+                let given_back = world.cloud.calls() > calls && world.cloud.mood() == Mood::Works;
+                prop_assert!(!revoked || is_revoked(&world) || given_back, "enabling lifted a revocation");
+            }
         }
         pass(&world, &mut judge, &before, 1).await?;
         if world.serves() {
@@ -121,12 +144,22 @@ async fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
         }
     }
     // All is mended: nothing was lost on the way.
+    let disabled = judge.disabled;
     world.fill_disk(false);
     world.token.take_away(false);
     world.cloud.says(Mood::Works);
     for _ in 0..200 {
         world.clock.run(15);
         world.tend().await;
+    }
+    if disabled && !world.reason().contains("stale") {
+        prop_assert_eq!(world.availability(), Availability::Disabled, "{}", world.reason());
+        prop_assert!(world.record().disabled.is_some(), "the record does not say it");
+        world.daemon().enable().await.unwrap();
+        for _ in 0..20 {
+            world.clock.run(15);
+            world.tend().await;
+        }
     }
     if world.availability() == Availability::Online {
         let keyring = world.keyring();
@@ -179,6 +212,7 @@ async fn pass(world: &World, judge: &mut Judge, before: &Before, seconds: u64) -
     }
     judge.revoked |= is_revoked(world);
     prop_assert!(!(judge.revoked && world.serves()), "serves what was revoked");
+    prop_assert!(!(judge.disabled && world.serves()), "serves what an admin disabled");
     prop_assert!(
         !(before.revoked && world.serves() && !(asked && mood == Mood::Works)),
         "left revoked without the cloud"

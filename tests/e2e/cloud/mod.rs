@@ -8,4 +8,5 @@ mod home;
 mod keys;
 mod local;
 mod rig;
+mod switched;
 mod timing;

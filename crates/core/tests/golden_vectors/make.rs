@@ -12,7 +12,7 @@ use keystead_core::envelope::EnvelopeKey;
 use keystead_core::grant::{Grant, GrantSigner};
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{
-    Generation, GenerationState, Keyring, RecoveryRoot, RootsChoice, Suspension, TokenIdentity,
+    Disabling, Generation, GenerationState, Keyring, RecoveryRoot, RootsChoice, Suspension, TokenIdentity,
 };
 use keystead_core::lease::{Clocks, Lease};
 use keystead_core::offline_copy::{CopyKey, OfflineCopy};
@@ -851,6 +851,7 @@ fn keyring(recovery: bool) -> Keyring {
         last_number: GenerationNumber(0),
         rotation: None,
         scan: None,
+        disabled: None,
         upstream: None,
         generations: Vec::new(),
         backups: Vec::new(),
@@ -961,6 +962,11 @@ fn record() -> Value {
         case("forced-and-scanned", &scanned, "1 Destroyed 0, 2 Retired 2, 3 Active 2"),
         case("scanned-from-a-snapshot-and-forcing", &from_snapshot, "1 Destroyed 0, 2 Retired 2, 3 Active 2"),
     ];
+    let mut disabled = rotated.clone();
+    let reason = Some("stolen, \"INC-43\"".parse().unwrap());
+    disabled.disable(Disabling { since: 1_800_000_180, uid: Some(1000), login_uid: None, reason });
+    let mut told_by_the_marker = one.clone();
+    told_by_the_marker.disable(Disabling { since: 1_800_000_180, uid: None, login_uid: None, reason: None });
     let good = [good, vec![case("root-in-the-cloud", &in_the_cloud(), "1 Active 1")]].concat();
     let mut waiting = rotated.clone();
     waiting.record_scan(Findings { unknown: 0, ..clean(&third) }, 1_800_000_120);
@@ -1017,6 +1023,8 @@ fn record() -> Value {
         vec![
             case("going-home-with-a-recovery-key", &going_home, "1 Active 1"),
             case("home-again-and-rewritten", &home, "1 Retired 1, 2 Active 2"),
+            case("disabled", &disabled, "1 Destroyed 0, 2 Retired 2, 3 Active 2"),
+            case("disabled-by-the-marker", &told_by_the_marker, "1 Active 1"),
         ],
     ]
     .concat();
@@ -1097,6 +1105,19 @@ fn record() -> Value {
         of_scan("scan-of-an-unknown-kind", "\"kind\": \"etcd\"", "\"kind\": \"consul\""),
         of_scan("scan-without-a-revision", "\"revision\": 9007199254740993,", ""),
         of_scan("scan-with-an-unknown-field", "\"unlisted\"", "\"surprise\": 1, \"unlisted\""),
+        retagged("disabled-by-nobody-at-no-time", "malformed", "\"revision\"", "\"disabled\": {}, \"revision\""),
+        retagged(
+            "disabled-with-an-unknown-field",
+            "malformed",
+            "\"revision\"",
+            "\"disabled\": {\"since\": 1, \"until\": 2}, \"revision\"",
+        ),
+        retagged(
+            "disabled-for-no-reason-in-words",
+            "malformed",
+            "\"revision\"",
+            "\"disabled\": {\"since\": 1, \"reason\": \"\"}, \"revision\"",
+        ),
         of_scan("scan-of-a-cluster-beyond-64-bits", "18446744073709551614", "18446744073709551616"),
         inconsistent("scanned-generations-out-of-order", &|keyring| {
             keyring.scan = scanned.scan.clone();
