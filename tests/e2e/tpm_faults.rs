@@ -20,6 +20,7 @@ const NV_DEFINE_SPACE: u32 = 0x12a;
 const NV_UNDEFINE_SPACE: u32 = 0x122;
 const EVICT_CONTROL: u32 = 0x120;
 const ECDH_ZGEN: u32 = 0x154;
+const GET_RANDOM: u32 = 0x17b;
 
 /// A site on somebody else's chip.
 fn neighbour(chip: &Swtpm, keyring: &str) -> Site {
@@ -268,7 +269,10 @@ async fn nv_memory_is_written_twice_a_rotation_and_never_else() {
     let daemon = site.serve().await;
     assert_eq!(written(), 3, "written to without a rotation");
     for rotations in 1..=3 {
+        let random = bus.count(GET_RANDOM);
         site.rotate().expect_success();
+        // For the KEK and for the epoch secret, besides the kernel's.
+        assert!(bus.count(GET_RANDOM) >= random + 2);
         assert_eq!(written(), 3 + 2 * rotations);
     }
     assert!(daemon.stop().success());
