@@ -133,6 +133,13 @@ async fn device_without_permission_is_said_with_the_group_to_join() {
     fs::write(&device, "").unwrap();
     fs::set_permissions(&device, fs::Permissions::from_mode(0o660)).unwrap();
     tpm.reach_with(&format!("device:{}", device.display()), users);
+    let check = || String::from_utf8(site.keystead(["config", "check"]).stdout).unwrap();
+    let refused = check();
+    assert!(refused.contains("custody.tcti: ") && refused.contains("may not be read"), "{refused}");
+    // Of the custodian's own group, it may.
+    std::os::unix::fs::chown(&device, None, Some(54_012)).unwrap();
+    assert!(!check().contains("custody.tcti: "));
+    std::os::unix::fs::chown(&device, None, Some(0)).unwrap();
     let daemon = site.spawn(&[]);
     let status = daemon.until("refused", |status| status.reason.contains("Permission denied")).await;
     assert_eq!((status.availability.as_str(), custody_state(&status).as_str()), ("sealed", "tpm-unreachable"));
