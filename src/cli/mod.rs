@@ -173,7 +173,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
-        Command::Tpm(command) => tpm::run(&command, config),
+        Command::Tpm(command) => tpm::run(&command, config, cli.global.output),
         Command::Audit(command) => audit::run(&command, config),
         #[cfg(feature = "cloud")]
         Command::Upstream(command) => upstream::run(&command, config, cli.global.output),

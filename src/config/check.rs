@@ -52,7 +52,7 @@ pub fn check(settings: &Settings, site: &Site) -> Vec<Finding> {
             PIN
         }
         Some(tpm) => {
-            device(&tpm.tcti, report);
+            device(&tpm.tcti, settings.users.as_ref().map(|users| &users.custodian), report);
             AUTH
         }
     };
@@ -102,14 +102,23 @@ const AUTH: SecretKeys = SecretKeys {
     remedy: "run `keystead tpm provision`",
 };
 
-fn device(tcti: &str, report: &mut Vec<Finding>) {
+/// `user` is the custodian's where it is another one than the caller.
+fn device(tcti: &str, user: Option<&User>, report: &mut Vec<Finding>) {
     let key = "custody.tcti";
     if !cfg!(feature = "tpm") {
         problem(report, key, "this keystead was built without TPM support (feature `tpm`)".into());
     }
     let Some(path) = tcti.strip_prefix("device:") else { return };
     match fs::OpenOptions::new().read(true).write(true).open(path) {
-        Ok(_) => {}
+        Ok(file) => {
+            if let (Some(user), Ok(metadata)) = (user, file.metadata())
+                && !granted(&metadata, user, 0o6)
+            {
+                let (uid, gid) = (user.uid, metadata.gid());
+                let remedy = format!("put that user into the group that owns it ({gid}, often `tss`)");
+                problem(report, key, format!("{path} may not be read and written by user {uid}; {remedy}"));
+            }
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             problem(report, key, format!("{path} does not exist; enable the TPM in the firmware setup"));
         }
@@ -268,16 +277,20 @@ fn socket(socket: &SocketSettings, peers: &PeerPolicy, [key, peers_key]: [&'stat
     }
 }
 
-/// By owner, group and others, in the kernel's order.
 fn readable(file: &Metadata, user: &User) -> bool {
-    let bit = if file.uid() == user.uid {
-        0o400
+    granted(file, user, 0o4)
+}
+
+/// By owner, group and others, in the kernel's order. `wanted` as in the last digit of a mode.
+fn granted(file: &Metadata, user: &User, wanted: u32) -> bool {
+    let place = if file.uid() == user.uid {
+        6
     } else if file.gid() == user.gid || user.groups.contains(&file.gid()) {
-        0o040
+        3
     } else {
-        0o004
+        0
     };
-    file.mode() & bit != 0
+    file.mode() >> place & wanted == wanted
 }
 
 fn upstream(table: &UpstreamTable, settings: &Settings, report: &mut Vec<Finding>) {

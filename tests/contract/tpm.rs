@@ -29,6 +29,7 @@ pub const CASES: &[(&str, TokenCase)] = &[
     ("third_epoch_takes_the_place_of_the_lowest", third_epoch),
     ("nv_index_that_is_missing_is_no_epoch", nv_missing),
     ("nv_index_that_others_may_read_is_refused", nv_readable),
+    ("nv_index_that_a_power_cut_left_half_written_is_empty_and_its_fellow_holds", nv_torn),
     ("tpm_that_vanishes_and_returns_is_used_again", vanishes),
     ("objects_left_by_killed_processes_are_flushed", leaked),
     ("wrong_auth_value_is_tried_once_and_never_again", wrong_auth),
@@ -269,6 +270,34 @@ fn nv_readable(make: MakeRig) {
     assert!(matches!(&error, CustodyError::Device { detail } if detail.contains("meddled")), "{error:?}");
 }
 
+fn nv_torn(make: MakeRig) {
+    let rig = make(&[]);
+    let mut custody = start(&rig);
+    let (one, two) = (epoch("default", "edge-1", 1), epoch("default", "edge-1", 2));
+    done(&custody, Request::CreateEpoch(one.clone()));
+    done(&custody, Request::CreateEpoch(two.clone()));
+    let key = derive(&custody, &one).unwrap();
+    let chip = rig.chip();
+    let digits = fs::read_to_string(rig.pin_file()).unwrap().lines().nth(1).unwrap().replacen("auth ", "hex:", 1);
+    let read = |index: &str| chip.tool(&["nvread", index, "-C", index, "-P", &digits, "-s", "64"]).stdout;
+    let second = indices(chip).into_iter().find(|index| read(index)[23] == 2).expect("the second epoch's index");
+    let whole = read(&second);
+    for cut in [1, 24, 40, 56, 63] {
+        // What was being written up to there, and what was there before after it.
+        let torn = [&whole[..cut], &vec![0; 64 - cut]].concat();
+        fs::write(rig.folder.path().join("torn"), &torn).unwrap();
+        let file = rig.folder.path().join("torn").display().to_string();
+        chip.tool_does(&["nvwrite", &second, "-C", &second, "-P", &digits, "-i", &file]);
+        assert_eq!(epochs(&custody, "default", "edge-1"), [1], "cut at {cut}");
+        assert_eq!(derive(&custody, &two), Err(CustodyError::EpochMissing { number: 2 }));
+    }
+    custody.replace();
+    assert_eq!(derive(&custody, &one).unwrap(), key);
+    // Done once more, it takes the torn one's place.
+    done(&custody, Request::CreateEpoch(two.clone()));
+    assert_eq!(epochs(&custody, "default", "edge-1"), [1, 2]);
+}
+
 fn vanishes(make: MakeRig) {
     let rig = make(&[]);
     let custody = start(&rig);
@@ -308,7 +337,10 @@ fn wrong_auth(make: MakeRig) {
     let right = fs::read_to_string(rig.pin_file()).unwrap();
     let digits = right.lines().nth(1).unwrap().to_owned();
     write_auth(&rig, |text| text.replace(&digits, &format!("auth {}", "5a".repeat(32))));
-    let mut custody = start(&rig);
+    let bus = Proxy::start(&rig.chip().tcti, Duration::ZERO).unwrap();
+    let mut custody = Custody::start(with_tcti(&rig, &bus.tcti));
+    assert!(matches!(list(&custody), Err(CustodyError::AuthRejected { .. })));
+    let commands = bus.commands();
     for _ in 0..3 {
         let error = list(&custody).unwrap_err();
         assert!(matches!(error, CustodyError::AuthRejected { .. }), "{error:?}");
@@ -320,6 +352,7 @@ fn wrong_auth(make: MakeRig) {
         write_auth(&rig, str::to_owned);
         custody.replace();
     }
+    assert_eq!(bus.commands(), commands, "the TPM was asked again with a value that it has refused");
     let note = fs::read_to_string(rig.folder.path().join("pin-rejected")).unwrap();
     assert!(!note.contains("5a5a"), "{note}");
     // No count of failed tries went up: other users of the chip are not locked out.

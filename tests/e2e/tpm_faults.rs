@@ -20,6 +20,7 @@ const NV_DEFINE_SPACE: u32 = 0x12a;
 const NV_UNDEFINE_SPACE: u32 = 0x122;
 const EVICT_CONTROL: u32 = 0x120;
 const ECDH_ZGEN: u32 = 0x154;
+const GET_RANDOM: u32 = 0x17b;
 
 /// A site on somebody else's chip.
 fn neighbour(chip: &Swtpm, keyring: &str) -> Site {
@@ -132,6 +133,13 @@ async fn device_without_permission_is_said_with_the_group_to_join() {
     fs::write(&device, "").unwrap();
     fs::set_permissions(&device, fs::Permissions::from_mode(0o660)).unwrap();
     tpm.reach_with(&format!("device:{}", device.display()), users);
+    let check = || String::from_utf8(site.keystead(["config", "check"]).stdout).unwrap();
+    let refused = check();
+    assert!(refused.contains("custody.tcti: ") && refused.contains("may not be read"), "{refused}");
+    // Of the custodian's own group, it may.
+    std::os::unix::fs::chown(&device, None, Some(54_012)).unwrap();
+    assert!(!check().contains("custody.tcti: "));
+    std::os::unix::fs::chown(&device, None, Some(0)).unwrap();
     let daemon = site.spawn(&[]);
     let status = daemon.until("refused", |status| status.reason.contains("Permission denied")).await;
     assert_eq!((status.availability.as_str(), custody_state(&status).as_str()), ("sealed", "tpm-unreachable"));
@@ -268,7 +276,10 @@ async fn nv_memory_is_written_twice_a_rotation_and_never_else() {
     let daemon = site.serve().await;
     assert_eq!(written(), 3, "written to without a rotation");
     for rotations in 1..=3 {
+        let random = bus.count(GET_RANDOM);
         site.rotate().expect_success();
+        // For the KEK and for the epoch secret, besides the kernel's.
+        assert!(bus.count(GET_RANDOM) >= random + 2);
         assert_eq!(written(), 3 + 2 * rotations);
     }
     assert!(daemon.stop().success());

@@ -1,5 +1,6 @@
 //! `keystead tpm predict`, `approve` and `preview`: which boots a measured CMK opens after.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -185,20 +186,21 @@ fn changes(approval: &Approval, differing: &[u8], log: Option<&EventLog>, now: &
         if log.replay(&[pcr]).first().map(|(_, value)| value) != now.iter().find(|(n, _)| *n == pcr).map(|(_, v)| v) {
             lines.push(format!("PCR {pcr}: the event log does not give its value: something measured past the log"));
         }
-        let of = |events: &[Measured]| events.iter().filter(|event| event.pcr == pcr).cloned().collect::<Vec<_>>();
-        let (before, after) = (of(&approval.events), of(&log.events));
-        let missing = |from: &[Measured], event: &Measured| !from.iter().any(|other| other.digest == event.digest);
-        lines.extend(
-            before
-                .iter()
-                .filter(|event| missing(&after, event))
-                .map(|event| format!("PCR {pcr}: gone: {}", event.what)),
-        );
-        lines.extend(
-            after.iter().filter(|event| missing(&before, event)).map(|event| format!("PCR {pcr}: new: {}", event.what)),
-        );
+        let (before, after) = (of(pcr, &approval.events), of(pcr, &log.events));
+        lines.extend(missing(&before, &after).map(|event| format!("PCR {pcr}: gone: {}", event.what)));
+        lines.extend(missing(&after, &before).map(|event| format!("PCR {pcr}: new: {}", event.what)));
     }
     lines
+}
+
+fn of(pcr: u8, events: &[Measured]) -> Vec<&Measured> {
+    events.iter().filter(|event| event.pcr == pcr).collect()
+}
+
+/// Those of `events` whose digest is not among `others`.
+fn missing<'a>(events: &'a [&Measured], others: &[&Measured]) -> impl Iterator<Item = &'a Measured> {
+    let others: HashSet<[u8; 32]> = others.iter().map(|event| event.digest).collect();
+    events.iter().copied().filter(move |event| !others.contains(&event.digest))
 }
 
 fn demanded(tpm: &TpmSettings) -> Result<&BootPolicy, Failure> {

@@ -3,12 +3,13 @@
 use serde_json::{Value, json};
 
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::report::Report;
+use crate::cli::report::{Format, Report, progress};
 use crate::cli::table;
 use crate::custody::settings::TpmSettings;
 use crate::custody::tpm::{self, TpmInfo, Trial};
 
-pub fn run(settings: &TpmSettings) -> Result<Report, Failure> {
+pub fn run(settings: &TpmSettings, format: Format) -> Result<Report, Failure> {
+    progress(format, "Trying ECDH and RSA; a chip may take a minute to make an RSA key …");
     let info = tpm::info(&settings.tcti).map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     Ok(report(&info))
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::exit::{Exit, Failure};
-use super::report::Report;
+use super::report::{Format, Report};
 use super::settings;
 use crate::config::Settings;
 use crate::custody::settings::TpmSettings;
@@ -46,7 +46,7 @@ pub struct ProvisionArguments {
     out: Option<PathBuf>,
 }
 
-pub fn run(command: &Command, config: Option<&Path>) -> Result<Report, Failure> {
+pub fn run(command: &Command, config: Option<&Path>, format: Format) -> Result<Report, Failure> {
     #[cfg(feature = "tpm")]
     if let Command::Approve(arguments) = command {
         return boot::approve(arguments);
@@ -57,7 +57,7 @@ pub fn run(command: &Command, config: Option<&Path>) -> Result<Report, Failure> 
     {
         quiet_tss()?;
         match command {
-            Command::Info => info::run(&tpm),
+            Command::Info => info::run(&tpm, format),
             Command::Provision(arguments) => provision::run(arguments, &tpm, &settings),
             Command::Predict(arguments) => boot::predict(arguments, &tpm, &settings),
             Command::Preview(arguments) => boot::preview(arguments, &tpm, &settings),
@@ -66,7 +66,7 @@ pub fn run(command: &Command, config: Option<&Path>) -> Result<Report, Failure> 
     }
     #[cfg(not(feature = "tpm"))]
     {
-        let (_, _) = (command, tpm);
+        let (_, _, _) = (command, tpm, format);
         Err(Failure::new(Exit::Usage, "this keystead was built without TPM support")
             .next("take a build with the feature `tpm`"))
     }
