@@ -135,6 +135,63 @@ async fn lease_that_ran_out_is_extended_by_a_signed_grant_once() {
     assert!(refused.contains("revoked"), "{refused}");
 }
 
+/// What a thief, a mix-up or an old drawer may come up with. Everything is made and applied while the cloud is away.
+#[tokio::test]
+async fn grants_of_others_for_others_and_for_another_epoch_are_refused() {
+    let site = CloudSite::bare("");
+    let at = |name: &str| site.site.path().join(name).display().to_string();
+    let run = |line: &str| {
+        let mut command = site.site.command([]);
+        command.args(line.split_whitespace()).output().unwrap()
+    };
+    for key in ["owner", "stranger"] {
+        run(&format!("recovery keygen --out {} --public-out {}", at(key), at(&format!("{key}.pem")))).expect_success();
+    }
+    let settings = format!("lease = \"3s\"\ngrant_key = {:?}", at("owner.pem"));
+    let other = CloudSite::initialized(&settings);
+    site.configure(&settings);
+    run("init --no-recovery").expect_success();
+    let daemon = site.serve().await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    site.cloud.fault("refuse");
+    daemon.until("expired", |status| status.availability == "expired").await;
+
+    let beside = other.serve().await;
+    fs::write(at("other.json"), other.site.keystead(["status", "--output", "json"]).stdout).unwrap();
+    fs::write(at("status.json"), run("status --output json").stdout).unwrap();
+    assert!(beside.stop().success());
+    for (key, status, grant) in [
+        ("stranger", "status.json", "of-another-signer"),
+        ("owner", "other.json", "for-another-key"),
+        ("owner", "status.json", "first"),
+        ("owner", "status.json", "second"),
+    ] {
+        let (key, status, grant) = (at(key), at(status), at(grant));
+        run(&format!("lease grant --key {key} --status {status} --for 1h --out {grant}")).expect_success();
+    }
+    fs::write(at("long"), vec![b'x'; 1 << 20]).unwrap();
+    fs::write(at("empty"), "").unwrap();
+    for wrong in ["of-another-signer", "for-another-key", "long", "empty", "status.json"] {
+        let refused = run(&format!("lease extend --grant {}", at(wrong)));
+        assert!(!refused.status.success(), "{wrong}");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        println!("{wrong:<20} exit {:?}: {}", refused.status.code(), said.lines().next().unwrap_or_default());
+        assert_eq!(daemon.status().await.availability, "expired", "{wrong}");
+    }
+    run(&format!("lease extend --grant {}", at("first"))).expect_success();
+    daemon.until("serving", |status| status.availability == "degraded").await;
+    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+    // Both were made for the epoch that the first one has ended.
+    let refused = run(&format!("lease extend --grant {}", at("second"))).expect_failure(4);
+    assert!(refused.contains("epoch"), "{refused}");
+    // Nor after a restart.
+    assert!(daemon.stop().success());
+    let mut daemon = site.site.spawn(&[]);
+    daemon.until_serving().await;
+    run(&format!("lease extend --grant {}", at("first"))).expect_failure(4);
+    run(&format!("lease extend --grant {}", at("second"))).expect_failure(4);
+}
+
 #[tokio::test]
 async fn lost_store_is_rebuilt_with_its_root_in_the_cloud() {
     let site = CloudSite::bare("");
