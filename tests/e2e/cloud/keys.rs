@@ -4,7 +4,7 @@ use std::fs;
 
 use tonic::Code;
 
-use super::rig::CloudSite;
+use super::rig::{CloudSite, Vendor};
 use crate::clients::kms_code;
 use crate::daemon::{Finished, decrypt, encrypt};
 
@@ -31,6 +31,34 @@ async fn new_version_of_the_cloud_key_makes_a_generation_and_none_is_made_offlin
     let mut daemon = site.site.spawn(&[]);
     daemon.until_serving().await;
     assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+}
+
+/// IBM's names the newest version in each unwrap, AWS's only in a description, which a start asks for.
+#[tokio::test]
+async fn new_version_is_followed_on_the_other_clouds_as_well() {
+    for vendor in [Vendor::Ibm, Vendor::Aws] {
+        let site = CloudSite::initialized_at(vendor, "");
+        let mut daemon = site.serve().await;
+        let before = daemon.status().await.active_key_id;
+        let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+        site.cloud.act("rotate-key");
+        if vendor == Vendor::Aws {
+            assert!(daemon.stop().success());
+            daemon = site.serve().await;
+        }
+        let status = daemon.until("followed", |status| status.active_generation == 2).await;
+        assert_ne!(status.active_key_id, before);
+        assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+        // Once: what was followed is no news any more.
+        let contact = status.upstream.unwrap().last_contact;
+        let renewed = |status: &keystead_wire::admin::v1::GetStatusResponse| {
+            status.upstream.as_ref().is_some_and(|upstream| upstream.last_contact > contact + 1)
+        };
+        let status = daemon.until("renewed since", renewed).await;
+        assert_eq!((status.active_generation, status.generations), (2, 2));
+        assert!(status.upstream.unwrap().pending_version.is_empty());
+        println!("{:<8} new key version: generation 2, once", vendor.name());
+    }
 }
 
 #[tokio::test]
