@@ -13,7 +13,7 @@ use keystead_core::upstream_state::{ConfigurationDigest, MAX_CODE_LEN, Revocatio
 use keystead_core::{FaultClass, Kek, WrappedKek};
 use sha2::{Digest, Sha256};
 
-use super::clock::{Clock, KnownTime};
+use super::clock::{Clock, KnownTime, WithDevice};
 use crate::upstream::contract::{Upstream, UpstreamError, UpstreamIdentity};
 
 /// How often the newest key version is asked for where unwraps do not tell it.
@@ -54,7 +54,7 @@ pub enum OnKeyVersion {
 pub(super) struct Cloud {
     pub upstream: Arc<dyn Upstream>,
     pub settings: CloudSettings,
-    pub clock: Arc<dyn Clock>,
+    pub clock: WithDevice,
     pub digest: ConfigurationDigest,
     memory: Mutex<Memory>,
 }
@@ -128,7 +128,7 @@ pub struct CloudReport {
 impl Cloud {
     pub fn new(upstream: Arc<dyn Upstream>, settings: CloudSettings, clock: Arc<dyn Clock>) -> Self {
         let digest = configuration_digest(upstream.identity());
-        Self { upstream, settings, clock, digest, memory: Mutex::default() }
+        Self { upstream, settings, clock: WithDevice::new(clock), digest, memory: Mutex::default() }
     }
 
     /// Never held across an `.await`, nor while anything blocks.

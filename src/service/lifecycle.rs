@@ -266,6 +266,9 @@ impl Lifecycle {
         self.active_used_last.store(false, Ordering::Relaxed);
         self.look_again().await;
         let described = self.custody.describe().await;
+        if let (Some(cloud), Ok(TokenDescription { clock: Some(seconds), .. })) = (&self.cloud, &described) {
+            cloud.clock.shows(*seconds);
+        }
         let outcome = match &described {
             Ok(_) => self.try_start().await,
             Err(error) => Err(StartError::Load(LoadError::Custody(error.clone()))),
