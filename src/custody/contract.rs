@@ -127,6 +127,8 @@ pub struct TokenDescription {
     pub openings: u64,
     /// PKCS#11 calls that reached the device since the custodian started.
     pub device_operations: u64,
+    /// Seconds that the device has had power for, by a clock of its own that boots do not reset; `None` if it has none.
+    pub clock: Option<u64>,
 }
 
 /// A token as it names itself; strings are trimmed, printable, at most 64 bytes.

@@ -336,6 +336,8 @@ fn write_description(out: &mut Writer, description: &TokenDescription) {
     out.u32(description.sessions);
     out.u64(description.openings);
     out.u64(description.device_operations);
+    out.u8(description.clock.is_some().into());
+    out.u64(description.clock.unwrap_or_default());
 }
 
 fn read_description(fields: &mut Reader<'_>) -> Result<TokenDescription, FrameError> {
@@ -348,6 +350,10 @@ fn read_description(fields: &mut Reader<'_>) -> Result<TokenDescription, FrameEr
         sessions: fields.u32()?,
         openings: fields.u64()?,
         device_operations: fields.u64()?,
+        clock: {
+            let (known, seconds) = (fields.bool()?, fields.u64()?);
+            known.then_some(seconds)
+        },
     })
 }
 

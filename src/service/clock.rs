@@ -1,8 +1,8 @@
 //! Where the service takes its time from: the kernel's clocks in the daemon, a test's own in a test.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use keystead_core::lease::Clocks;
@@ -44,6 +44,33 @@ impl Clock for SystemClock {
 /// Unix seconds; 1 in the first second of 1970 and before, for 0 reads as *never*. For people, never for a decision.
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |since| since.as_secs().max(1))
+}
+
+/// A machine's clocks, and that of the device in custody once it has said what it shows: read once, it is carried on by
+/// boot time.
+pub(super) struct WithDevice {
+    machine: Arc<dyn Clock>,
+    /// Seconds on the device's clock at a boot time.
+    read: Mutex<Option<(u64, u64)>>,
+}
+
+impl WithDevice {
+    pub fn new(machine: Arc<dyn Clock>) -> Self {
+        Self { machine, read: Mutex::default() }
+    }
+
+    /// The device's clock shows `seconds` now.
+    pub fn shows(&self, seconds: u64) {
+        let now = self.machine.now().boot_time;
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Some((seconds, now));
+    }
+
+    pub fn now(&self) -> Clocks {
+        let now = self.machine.now();
+        let read = *self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = read.map(|(seconds, at)| seconds.saturating_add(now.boot_time.saturating_sub(at)));
+        Clocks { device: device.or(now.device), ..now }
+    }
 }
 
 /// Time since boot, suspend included; never steps.

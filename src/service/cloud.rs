@@ -13,7 +13,7 @@ use keystead_core::upstream_state::{ConfigurationDigest, MAX_CODE_LEN, Revocatio
 use keystead_core::{FaultClass, Kek, WrappedKek};
 use sha2::{Digest, Sha256};
 
-use super::clock::{Clock, KnownTime};
+use super::clock::{Clock, KnownTime, WithDevice};
 use crate::upstream::contract::{Upstream, UpstreamError, UpstreamIdentity};
 
 /// Our own word for a generation under another cloud key than the configuration's.
@@ -56,7 +56,7 @@ pub enum OnKeyVersion {
 pub(super) struct Cloud {
     pub upstream: Arc<dyn Upstream>,
     pub settings: CloudSettings,
-    pub clock: Arc<dyn Clock>,
+    pub clock: WithDevice,
     pub digest: ConfigurationDigest,
     memory: Mutex<Memory>,
 }
@@ -130,7 +130,7 @@ pub struct CloudReport {
 impl Cloud {
     pub fn new(upstream: Arc<dyn Upstream>, settings: CloudSettings, clock: Arc<dyn Clock>) -> Self {
         let digest = configuration_digest(upstream.identity());
-        Self { upstream, settings, clock, digest, memory: Mutex::default() }
+        Self { upstream, settings, clock: WithDevice::new(clock), digest, memory: Mutex::default() }
     }
 
     /// Never held across an `.await`, nor while anything blocks.

@@ -305,6 +305,9 @@ impl Lifecycle {
         self.heed_disabled_marker();
         self.look_again().await;
         let described = self.custody.describe().await;
+        if let (Some(cloud), Ok(TokenDescription { clock: Some(seconds), .. })) = (&self.cloud, &described) {
+            cloud.clock.shows(*seconds);
+        }
         let outcome = match &described {
             Ok(_) => self.try_start().await,
             Err(error) => Err(StartError::Load(LoadError::Custody(error.clone()))),

@@ -71,10 +71,12 @@ pub async fn check(upstream: &dyn Upstream, hop: &FirstHop, keyring: &KeyringId)
 
     let started = Instant::now();
     let described = upstream.describe().await;
+    // No answer that is surely the service's, or one that it does not serve now.
     if let Err(error) = &described
-        && is_way(error)
+        && error.class == FaultClass::Unreachable
     {
-        return steps.fail("tls", error.detail.clone(), way_hint(steps.kind, &error.code));
+        let detail = format!("{} ({})", error.detail, error.code);
+        return steps.fail("tls", detail, way_hint(steps.kind, &error.code));
     }
     steps.pass("tls", "the service answers, and its certificate is trusted".into(), started);
     if let Some(finished) = steps.judge_description(&described) {
@@ -116,24 +118,6 @@ pub async fn check(upstream: &dyn Upstream, hop: &FirstHop, keyring: &KeyringId)
         });
     }
     steps.list
-}
-
-/// Whether no answer came that is surely the service's: the way there is at fault, or the service is down.
-fn is_way(error: &UpstreamError) -> bool {
-    const WAY: [&str; 11] = [
-        codes::DNS,
-        codes::TCP,
-        codes::PROXY,
-        codes::TLS,
-        codes::CA_FILE,
-        codes::HTTP,
-        codes::TIMEOUT,
-        codes::REDIRECT,
-        codes::TOO_LONG,
-        codes::FOREIGN,
-        "",
-    ];
-    error.class == FaultClass::Unreachable && WAY.contains(&error.code.as_str())
 }
 
 struct Steps {
@@ -212,7 +196,7 @@ impl Steps {
 
     fn clock(&mut self, server: Option<SystemTime>, here: SystemTime) {
         let Some(server) = server else {
-            self.warn("clock", "the service did not tell its time".into(), "");
+            self.warn("clock", "not compared: the service's time is taken from a description of the key".into(), "");
             return;
         };
         let skew = server.duration_since(here).or_else(|error| Ok::<_, ()>(error.duration())).unwrap_or_default();
@@ -319,9 +303,10 @@ fn way_hint(kind: RootKind, code: &str) -> &'static str {
         codes::REDIRECT | codes::FOREIGN | codes::TOO_LONG => {
             "What answers is not the KMS: a captive portal, or a wrong endpoint"
         }
-        _ => {
+        codes::HTTP | codes::TIMEOUT => {
             "It is cut off on its way: look at firewalls that look into connections, and at MTU; else the service is down"
         }
+        _ => class_hint(FaultClass::Unreachable),
     }
 }
 

@@ -61,9 +61,17 @@ pub(super) async fn tls(
     let name = ServerName::try_from(endpoint.host().to_owned())
         .map_err(|_| unreachable(codes::TLS, endpoint.host(), "it is no name that a certificate could have"))?;
     let handshake = TlsConnector::from(config).connect(name, stream);
-    let stream = stage(codes::TLS, endpoint.host(), deadline, handshake).await?;
+    let stream = timeout_at(deadline, handshake)
+        .await
+        .map_err(|_| unreachable(codes::TIMEOUT, endpoint.host(), "no answer in time to a TLS handshake"))?
+        .map_err(|error| unreachable(handshake_code(&error), endpoint.host(), &error.to_string()))?;
     let end = first_end(stream.get_ref().1);
     Ok((Box::new(stream), end))
+}
+
+/// What was said in a handshake lasts: it is somebody else's. That the connection broke in it may pass.
+fn handshake_code(error: &io::Error) -> &'static str {
+    if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) { codes::TLS } else { codes::HTTP }
 }
 
 fn first_end(connection: &ClientConnection) -> Option<SystemTime> {

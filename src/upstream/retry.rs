@@ -49,9 +49,10 @@ impl Retry {
     }
 }
 
-/// A captive portal, a foreign CA or a broken file does not go away within seconds.
+/// A captive portal, a foreign CA or a broken file does not go away within seconds; what timed out has had its seconds.
 fn may_pass(error: &UpstreamError) -> bool {
-    const LASTING: [&str; 5] = [codes::TLS, codes::CA_FILE, codes::REDIRECT, codes::TOO_LONG, codes::FOREIGN];
+    const LASTING: [&str; 6] =
+        [codes::TLS, codes::TIMEOUT, codes::CA_FILE, codes::REDIRECT, codes::TOO_LONG, codes::FOREIGN];
     error.class == FaultClass::Unreachable && !LASTING.contains(&error.code.as_str())
 }
 

@@ -36,7 +36,7 @@ pub mod codes {
     pub const PROXY: &str = "proxy";
     pub const TLS: &str = "tls";
     pub const CA_FILE: &str = "ca-file";
-    /// The connection broke, or what came is no HTTP.
+    /// The connection broke, also within a TLS handshake, or what came is no HTTP.
     pub const HTTP: &str = "http";
     pub const TIMEOUT: &str = "timeout";
     pub const REDIRECT: &str = "redirect";

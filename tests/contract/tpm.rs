@@ -302,6 +302,7 @@ fn vanishes(make: MakeRig) {
     let rig = make(&[]);
     let custody = start(&rig);
     let (wrap, kek) = new_kek(&custody, &context(1));
+    let clock = describe(&custody).clock.expect("a TPM has a clock");
     rig.chip().stop();
     let error = refusal(&custody, &context(1), &wrap.bytes);
     assert!(matches!(error, CustodyError::TpmUnreachable { .. } | CustodyError::Device { .. }), "{error:?}");
@@ -309,6 +310,8 @@ fn vanishes(make: MakeRig) {
     assert_eq!(eventually(|| unwrap(&custody, &context(1), &wrap.bytes)).expose(), kek.expose());
     done(&custody, Request::Probe);
     assert_eq!(describe(&custody).openings, 2);
+    // It goes on over a power cut: seconds, not minutes, as it is saved now and then only.
+    assert!(describe(&custody).clock.is_some_and(|now| now + 60 >= clock), "{clock}");
 }
 
 fn leaked(make: MakeRig) {

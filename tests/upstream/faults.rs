@@ -56,7 +56,7 @@ const PENDING_DELETION: &str = "key_pending_deletion";
 
 const FAULTS: &[Fault] = &[
     network("connection_refused", &[r#"{"action": "fault", "fault": "refuse"}"#], Some(codes::TCP), false),
-    network("black_hole", &[r#"{"action": "fault", "fault": "black-hole"}"#], None, true),
+    network("black_hole", &[r#"{"action": "fault", "fault": "black-hole"}"#], Some(codes::TIMEOUT), true),
     network("slow_loris", &[r#"{"action": "fault", "fault": "slow-loris"}"#], Some(codes::TIMEOUT), true),
     network("latency_beyond_the_time_out", &[r#"{"action": "fault", "fault": "latency", "seconds": 5}"#], None, true),
     network("http_500", &[r#"{"action": "fault", "fault": "http-500"}"#], Some("http-500"), false),

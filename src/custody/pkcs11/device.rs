@@ -79,6 +79,7 @@ impl Device {
                 sessions: u32::try_from(self.settings.sessions.max(1)).unwrap_or(u32::MAX),
                 openings: state.opening,
                 device_operations: self.operations.load(Ordering::Relaxed),
+                clock: None,
             }));
         }
     }

@@ -15,7 +15,7 @@ use tss_esapi::handles::{KeyHandle, NvIndexHandle, ObjectHandle, SessionHandle, 
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
-use tss_esapi::structures::{CapabilityData, Private, Public, SymmetricDefinition};
+use tss_esapi::structures::{CapabilityData, Data, Private, Public, SignatureScheme, SymmetricDefinition};
 use tss_esapi::traits::UnMarshall;
 use tss_esapi::{Context, Error};
 use zeroize::Zeroizing;
@@ -94,6 +94,23 @@ impl Connection {
 
     pub(super) fn auth(&self) -> &AuthFile {
         &self.auth
+    }
+
+    /// Seconds that the TPM has had power for, over all boots. Bound into whatever it attests, here that it has its storage
+    /// root key, by nobody's signature: its library knows no other way to ask. `None` where that is refused.
+    pub(super) fn clock(&mut self) -> Option<u64> {
+        self.operations.fetch_add(1, Ordering::Relaxed);
+        let (srk, empty) = (self.srk, Some(AuthSession::Password));
+        let attested = self.context.execute_with_sessions((empty, empty, None), |context| {
+            context.certify(srk.into(), KeyHandle::Null, Data::default(), SignatureScheme::Null)
+        });
+        match attested {
+            Ok((attest, _)) => Some(attest.clock_info().clock() / 1000),
+            Err(error) => {
+                tracing::debug!(%error, "the TPM's clock cannot be read");
+                None
+            }
+        }
     }
 
     /// One command in the session.

@@ -55,6 +55,8 @@ struct State {
 struct Open {
     connection: Connection,
     mechanism: Mechanism,
+    /// The TPM's clock when it was connected to. It runs as fast as ours.
+    clock: Option<(Instant, u64)>,
     /// What new CMKs demand of a boot.
     demand: Option<Demand>,
     approvals: PathBuf,
@@ -171,7 +173,8 @@ impl Device {
     fn connect_once(&self, tcti: &Tcti) -> Result<Open, Failure> {
         let auth = auth::read(&self.tpm.auth).map_err(Failure::Final)?;
         self.require_untried(&auth).map_err(Failure::Final)?;
-        let connection = Connection::open(tcti, auth, Arc::clone(&self.operations))?;
+        let mut connection = Connection::open(tcti, auth, Arc::clone(&self.operations))?;
+        let clock = connection.clock().map(|seconds| (Instant::now(), seconds));
         let mechanism = match self.settings.mechanism {
             MechanismChoice::Auto if connection.has_p256 => Mechanism::EcdhP256,
             MechanismChoice::EcdhP256 if connection.has_p256 => Mechanism::EcdhP256,
@@ -184,7 +187,7 @@ impl Device {
         tracing::debug!(serial = connection.summary.serial, mechanism = mechanism.as_str(), "TPM opened");
         let demand = self.tpm.boot.as_ref().map(Demand::read).transpose()?;
         let approvals = self.tpm.approvals.clone();
-        Ok(Open { connection, mechanism, demand, approvals, last_used: None })
+        Ok(Open { connection, mechanism, clock, demand, approvals, last_used: None })
     }
 
     /// On a raw TPM only: behind a resource manager there is nothing of others to be seen.
@@ -266,6 +269,7 @@ impl Device {
             sessions: u32::try_from(self.settings.sessions.max(1)).unwrap_or(u32::MAX),
             openings,
             device_operations: self.operations.load(Ordering::Relaxed),
+            clock: open.clock.map(|(read, seconds)| seconds.saturating_add(read.elapsed().as_secs())),
         }))
     }
 

@@ -79,6 +79,30 @@ async fn reboot_offline_serves_the_same_key_for_at_least_the_floor_less() {
     assert!(world.left() <= left - 5 * HOUR, "the wall clock counts the time powered off");
 }
 
+/// Nobody knows how long another system ran on this machine, but the device that had power all the while.
+#[tokio::test]
+async fn device_with_a_clock_of_its_own_counts_what_the_wall_clock_has_lost() {
+    let mut world = offline().await;
+    world.token.shows(1000);
+    world.restart().await;
+    // Stored with what it showed by then.
+    world.pass(HOUR, 60).await;
+    let stored = world.stored_left();
+    world.token.shows(1000 + HOUR + 7 * HOUR);
+    world.reboot(0, true).await;
+    let taken = stored - world.left();
+    assert!((7 * HOUR..7 * HOUR + 15 * 60).contains(&taken), "{taken} s");
+    // A restart reads it anew, and takes nothing for it.
+    let left = world.left();
+    world.token.shows(1000 + 20 * HOUR);
+    world.restart().await;
+    assert_eq!(world.left(), left);
+    // A device that was replaced, or reset, gives nothing back.
+    world.token.shows(1);
+    world.reboot(0, true).await;
+    assert!(world.left() <= left - FLOOR, "{} of {left}", world.left());
+}
+
 #[tokio::test]
 async fn fifty_restarts_offline_change_nothing_but_the_time() {
     let mut world = offline().await;

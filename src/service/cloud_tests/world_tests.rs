@@ -48,9 +48,15 @@ pub struct Token {
     epochs: Mutex<BTreeMap<u64, [u8; 32]>>,
     keks: Mutex<HashMap<Vec<u8>, [u8; 32]>>,
     away: AtomicBool,
+    /// 0: it has none.
+    clock: AtomicU64,
 }
 
 impl Token {
+    pub fn shows(&self, seconds: u64) {
+        self.clock.store(seconds, Ordering::Relaxed);
+    }
+
     pub fn take_away(&self, away: bool) {
         self.away.store(away, Ordering::Relaxed);
     }
@@ -87,7 +93,10 @@ impl Custodian for Device {
             .to_bytes(),
         };
         Ok(match request {
-            Request::Describe => Answer::Token(description()),
+            Request::Describe => {
+                let clock = Some(self.0.clock.load(Ordering::Relaxed)).filter(|seconds| *seconds > 0);
+                Answer::Token(TokenDescription { clock, ..description() })
+            }
             Request::ListTokens => Answer::Tokens(vec![description().token]),
             Request::ListCmks => Answer::Cmks(keks.keys().map(|id| RootId::new(id).unwrap()).collect()),
             Request::NewKek { context } => {
@@ -152,6 +161,7 @@ fn description() -> TokenDescription {
         sessions: 1,
         openings: 1,
         device_operations: 0,
+        clock: None,
     }
 }
 

@@ -6,7 +6,7 @@ use tonic::Code;
 
 use super::rig::{Cloud, CloudSite, Vendor};
 use crate::clients::kms_code;
-use crate::daemon::{decrypt, encrypt};
+use crate::daemon::{Daemon, decrypt, encrypt};
 
 /// One fault and what it must lead to.
 struct Row {
@@ -178,6 +178,7 @@ async fn try_each(vendor: Vendor, rows: &[&[Row]]) {
     let daemon = site.serve().await;
     let key_id = daemon.status().await.active_key_id;
     let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    let memory = resident(&daemon);
     println!("{:<8} {:<38} {:<10} {:<17} {:<20} back", "cloud", "fault", "state", "class", "Status");
     for row in rows.iter().copied().flatten() {
         let contacts = site.cloud.requests().len();
@@ -211,6 +212,16 @@ async fn try_each(vendor: Vendor, rows: &[&[Row]]) {
         let status = format!("{status:?}");
         println!("{:<8} {:<38} {availability:<10} {class:<17} {status:<20} online", vendor.name(), row.fault);
     }
+    // Whatever was answered, and however much of it.
+    let more = resident(&daemon).saturating_sub(memory);
+    assert!(more < 8 << 10, "the server came to hold {more} KiB more");
+}
+
+/// The most that the server ever held, in KiB.
+fn resident(daemon: &Daemon) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.role("server").unwrap())).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    most.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::fs;
 
 use tonic::Code;
 
-use super::rig::CloudSite;
+use super::rig::{CloudSite, Vendor};
 use crate::clients::kms_code;
 use crate::daemon::{Finished, decrypt, encrypt};
 
@@ -31,6 +31,34 @@ async fn new_version_of_the_cloud_key_makes_a_generation_and_none_is_made_offlin
     let mut daemon = site.site.spawn(&[]);
     daemon.until_serving().await;
     assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+}
+
+/// IBM's names the newest version in each unwrap, AWS's only in a description, which a start asks for.
+#[tokio::test]
+async fn new_version_is_followed_on_the_other_clouds_as_well() {
+    for vendor in [Vendor::Ibm, Vendor::Aws] {
+        let site = CloudSite::initialized_at(vendor, "");
+        let mut daemon = site.serve().await;
+        let before = daemon.status().await.active_key_id;
+        let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+        site.cloud.act("rotate-key");
+        if vendor == Vendor::Aws {
+            assert!(daemon.stop().success());
+            daemon = site.serve().await;
+        }
+        let status = daemon.until("followed", |status| status.active_generation == 2).await;
+        assert_ne!(status.active_key_id, before);
+        assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+        // Once: what was followed is no news any more.
+        let contact = status.upstream.unwrap().last_contact;
+        let renewed = |status: &keystead_wire::admin::v1::GetStatusResponse| {
+            status.upstream.as_ref().is_some_and(|upstream| upstream.last_contact > contact + 1)
+        };
+        let status = daemon.until("renewed since", renewed).await;
+        assert_eq!((status.active_generation, status.generations), (2, 2));
+        assert!(status.upstream.unwrap().pending_version.is_empty());
+        println!("{:<8} new key version: generation 2, once", vendor.name());
+    }
 }
 
 #[tokio::test]
@@ -133,6 +161,63 @@ async fn lease_that_ran_out_is_extended_by_a_signed_grant_once() {
     .expect_success();
     let refused = run(&format!("lease extend --grant {}", at("second"))).expect_failure(4);
     assert!(refused.contains("revoked"), "{refused}");
+}
+
+/// What a thief, a mix-up or an old drawer may come up with. Everything is made and applied while the cloud is away.
+#[tokio::test]
+async fn grants_of_others_for_others_and_for_another_epoch_are_refused() {
+    let site = CloudSite::bare("");
+    let at = |name: &str| site.site.path().join(name).display().to_string();
+    let run = |line: &str| {
+        let mut command = site.site.command([]);
+        command.args(line.split_whitespace()).output().unwrap()
+    };
+    for key in ["owner", "stranger"] {
+        run(&format!("recovery keygen --out {} --public-out {}", at(key), at(&format!("{key}.pem")))).expect_success();
+    }
+    let settings = format!("lease = \"3s\"\ngrant_key = {:?}", at("owner.pem"));
+    let other = CloudSite::initialized(&settings);
+    site.configure(&settings);
+    run("init --no-recovery").expect_success();
+    let daemon = site.serve().await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    site.cloud.fault("refuse");
+    daemon.until("expired", |status| status.availability == "expired").await;
+
+    let beside = other.serve().await;
+    fs::write(at("other.json"), other.site.keystead(["status", "--output", "json"]).stdout).unwrap();
+    fs::write(at("status.json"), run("status --output json").stdout).unwrap();
+    assert!(beside.stop().success());
+    for (key, status, grant) in [
+        ("stranger", "status.json", "of-another-signer"),
+        ("owner", "other.json", "for-another-key"),
+        ("owner", "status.json", "first"),
+        ("owner", "status.json", "second"),
+    ] {
+        let (key, status, grant) = (at(key), at(status), at(grant));
+        run(&format!("lease grant --key {key} --status {status} --for 1h --out {grant}")).expect_success();
+    }
+    fs::write(at("long"), vec![b'x'; 1 << 20]).unwrap();
+    fs::write(at("empty"), "").unwrap();
+    for wrong in ["of-another-signer", "for-another-key", "long", "empty", "status.json"] {
+        let refused = run(&format!("lease extend --grant {}", at(wrong)));
+        assert!(!refused.status.success(), "{wrong}");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        println!("{wrong:<20} exit {:?}: {}", refused.status.code(), said.lines().next().unwrap_or_default());
+        assert_eq!(daemon.status().await.availability, "expired", "{wrong}");
+    }
+    run(&format!("lease extend --grant {}", at("first"))).expect_success();
+    daemon.until("serving", |status| status.availability == "degraded").await;
+    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+    // Both were made for the epoch that the first one has ended.
+    let refused = run(&format!("lease extend --grant {}", at("second"))).expect_failure(4);
+    assert!(refused.contains("epoch"), "{refused}");
+    // Nor after a restart.
+    assert!(daemon.stop().success());
+    let mut daemon = site.site.spawn(&[]);
+    daemon.until_serving().await;
+    run(&format!("lease extend --grant {}", at("first"))).expect_failure(4);
+    run(&format!("lease extend --grant {}", at("second"))).expect_failure(4);
 }
 
 #[tokio::test]

@@ -385,6 +385,37 @@ async fn server_killed_during_a_revocation_serves_nothing_afterwards() {
     told("SIGKILL during a revocation", "revoked");
 }
 
+/// The marker stays up until everything else is on the disk again: so without the cloud it is revoked still.
+#[tokio::test]
+async fn server_killed_while_the_key_is_given_back_waits_for_the_cloud_again() {
+    for name in ["return.before-store", "return.stored"] {
+        let site = CloudSite::initialized("");
+        let daemon = site.serve().await;
+        let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+        site.cloud.act("disable-key");
+        daemon.until("shredded", |status| status.availability == "revoked" && status.epoch > 1).await;
+        site.cloud.fault("refuse");
+        assert!(daemon.stop().success());
+        let daemon = site.site.spawn(&[("KEYSTEAD_KILL_AT", name)]);
+        daemon.until("revoked", |status| status.availability == "revoked").await;
+        site.cloud.act("enable-key");
+        site.cloud.act("clear");
+        killed(&daemon).await;
+        site.cloud.fault("refuse");
+        daemon.kill();
+        let daemon = site.site.spawn(&[]);
+        daemon.until(name, |status| status.availability == "revoked").await;
+        assert_eq!(kms_code(&site.site).await, Code::FailedPrecondition, "{name}");
+        site.cloud.act("clear");
+        daemon.until("back", |status| status.availability == "online").await;
+        assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+        // Once it is all done, also without the cloud.
+        daemon.until("copies made anew", |status| status.upstream.as_ref().unwrap().copies_complete).await;
+        assert!(daemon.stop().success());
+    }
+    told("SIGKILL while the key is given back", "revoked until the cloud opens it again");
+}
+
 /// Waits until its server was killed by a failpoint.
 async fn killed(daemon: &Daemon) {
     let started = std::time::Instant::now();

@@ -1,4 +1,4 @@
-//! The cloud profile on the stub of Alibaba Cloud KMS: every fault of the cloud and of the site, and what becomes of the
+//! The cloud profile on the stubs of the clouds: every fault of the cloud and of the site, and what becomes of the
 //! service.
 
 mod calls;
@@ -7,6 +7,7 @@ mod faults;
 mod home;
 mod keys;
 mod local;
+mod platform;
 mod rig;
 mod switched;
 mod timing;
