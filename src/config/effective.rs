@@ -102,7 +102,7 @@ pub(super) fn values(settings: &Settings) -> Vec<(&'static str, Value)> {
     rows.extend(audit(settings.audit.as_ref()));
     let rotation = settings.rotation.as_ref();
     rows.extend([
-        ("rotation.every", rotation.map_or(json!("off"), |schedule| json!(show_duration(schedule.every)))),
+        ("rotation.every", json!(rotation.map(|schedule| show_duration(schedule.every)))),
         ("rotation.jitter", json!(rotation.map(|schedule| show_duration(schedule.jitter)))),
         ("rotation.window", json!(rotation.and_then(|schedule| schedule.window).map(|window| window.to_string()))),
     ]);

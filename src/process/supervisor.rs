@@ -308,20 +308,22 @@ impl Supervisor {
 
     /// Reads the configuration again. False: nothing will come of it, and whoever asked has been told.
     fn reload(&mut self, ticket: u32) -> bool {
-        let Some(control) = self.control.as_ref().filter(|_| self.ending.is_none()) else {
+        let Some(control) = &self.control else {
             tracing::warn!("the configuration is not read again: no server runs; try again");
             return false;
         };
-        let (verdict, pending) = match (&self.settings.reader, &self.pending) {
-            (_, Some(_)) if ticket == BY_SIGNAL => {
-                self.reload_again = true;
-                return true;
-            }
-            (_, Some(_)) => {
-                let ruling = Ruling::NotNow("another reload is under way: try again".into());
-                (Verdict { ticket, ruling }, None)
-            }
-            (Some(reader), None) => reader.read(&self.settings.config, ticket),
+        if self.pending.is_some() && ticket == BY_SIGNAL {
+            self.reload_again = true;
+            return true;
+        }
+        let refusal = match (&self.pending, self.ending) {
+            (_, Some(_)) => Some("the daemon is ending"),
+            (Some(_), None) => Some("another reload is under way: try again"),
+            (None, None) => None,
+        };
+        let (verdict, pending) = match (refusal, &self.settings.reader) {
+            (Some(why), _) => (Verdict { ticket, ruling: Ruling::NotNow(why.into()) }, None),
+            (None, Some(reader)) => reader.read(&self.settings.config, ticket),
             (None, None) => {
                 tracing::warn!("the configuration cannot be read again");
                 return false;
@@ -345,10 +347,13 @@ impl Supervisor {
         }
         // What reading it needed is not needed again for long.
         memory::release_startup_code();
-        if self.pending.is_none() && std::mem::take(&mut self.reload_again) && self.reload(BY_SIGNAL) {
+        if self.pending.is_some() {
+            // This was another one's, refused for the sake of the one under way.
             return;
         }
-        if ticket == BY_SIGNAL {
+        let again = std::mem::take(&mut self.reload_again);
+        let goes_on = again && self.reload(BY_SIGNAL);
+        if !goes_on && (again || ticket == BY_SIGNAL) {
             notify(NotifyState::Ready);
         }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use keystead_core::GenerationNumber;
 use keystead_core::availability::Availability;
 use keystead_core::keyring::{Generation, Keyring};
+use keystead_core::scan::NotRewritten;
 use keystead_core::schedule::{Age, Moment, Plan, Schedule, Watch};
 use serde_json::{Map, Value};
 
@@ -133,6 +134,10 @@ impl Lifecycle {
     }
 
     async fn rotate_as_scheduled(&self) {
+        if self.rotating.try_lock().is_err() {
+            // Somebody else does it just now.
+            return;
+        }
         let before = self.rotation_outlook().map_or(0, |outlook| outlook.age.seconds);
         tracing::info!(age_days = before / 86_400, "the key is rotated as scheduled");
         let details = |name: &str, value: Value| Map::from_iter([(name.to_owned(), value)]);
@@ -224,17 +229,17 @@ fn activated(active: &Generation) -> u64 {
     active.activated.unwrap_or(active.created)
 }
 
+/// Those that a scan of everything saw no object under are left out, though the proof fails by another.
 fn needed(keyring: &Keyring) -> Vec<(GenerationNumber, Option<u64>)> {
-    if keyring.rewritten().is_ok() {
-        return Vec::new();
-    }
-    let active = keyring.active().map(|active| active.number);
-    let older = keyring.generations.iter().filter(|each| each.decrypts() && Some(each.number) != active);
+    let Err(why) = keyring.rewritten() else { return Vec::new() };
+    let Some(active) = keyring.active().map(|active| active.number) else { return Vec::new() };
+    let scan = keyring.scan.as_ref();
+    let saw_all = matches!(why, NotRewritten::StillNeeded { .. })
+        && scan.is_some_and(|scan| !scan.restricted && scan.unknown == 0 && scan.objects(active) > Some(0));
+    let older = keyring.generations.iter().filter(|each| each.decrypts() && each.number != active);
     older
-        .map(|each| (each.number, keyring.scan.as_ref().and_then(|scan| scan.objects(each.number))))
-        .filter(|(_, objects)| {
-            *objects != Some(0) || keyring.scan.as_ref().is_some_and(|scan| Some(scan.active) != active)
-        })
+        .map(|each| (each.number, scan.and_then(|scan| scan.objects(each.number))))
+        .filter(|(_, objects)| !(saw_all && *objects == Some(0)))
         .collect()
 }
 

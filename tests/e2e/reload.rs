@@ -203,9 +203,38 @@ async fn reload_under_load_loses_no_request() {
             daemon.signal(Signal::HUP);
         }
     }
-    // Signals may have come together; this one is last.
-    site.keystead(["reload"]);
+    // Of those who ask together some are told to try again, and none waits for ever.
+    let together = (0..8).map(|_| async {
+        let mut admin = daemon.admin().await;
+        admin.reload(ReloadRequest {}).await.map(drop).map_err(|status| status.code())
+    });
+    let told = tokio::time::timeout(DEADLINE, futures_util::future::join_all(together)).await.expect("answers");
+    assert!(told.iter().all(|told| matches!(told, Ok(()) | Err(Code::Aborted))), "{told:?}");
     assert!(load.stop().await > 0);
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test]
+async fn server_killed_while_it_applies_leaves_the_settings_before_and_a_word_in_the_trail() {
+    let site = Site::initialized("");
+    let mut daemon = site.spawn(&[("KEYSTEAD_KILL_AT", "reload.applied")]);
+    daemon.until_serving().await;
+    let text = original(&site);
+    edit(&site, &text, &[("[admin]", "max_plaintext = \"64KiB\"\n\n[admin]")]);
+    let server = daemon.role("server").unwrap();
+    let broken = site.keystead(["reload"]);
+    assert_eq!(broken.status.code(), Some(3), "{broken:?}");
+    crate::daemon::until_gone(server);
+    daemon.until_serving().await;
+    daemon.until("online", |status| status.availability == "online").await;
+    let mut kms = daemon.kms().await;
+    assert_eq!(encrypts(&mut kms, 5000).await, Err(Code::InvalidArgument));
+    assert_eq!(status(&site)["configuration"]["file_differs"], true);
+    assert!(daemon.log().contains("runs by the configuration before"), "{}", daemon.log());
+    let trail = site.keystead(["audit", "query", "--action", "reload", "--output", "json"]).expect_success();
+    let lines: Vec<Value> = serde_json::from_str(&trail).unwrap();
+    assert_eq!(lines.iter().map(|line| line["phase"].as_str().unwrap()).collect::<Vec<_>>(), ["intent"], "{trail}");
+    drop(kms);
     assert!(daemon.stop().success());
 }
 

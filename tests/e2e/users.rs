@@ -163,3 +163,29 @@ fn without_the_right_to_change_users_the_daemon_says_so_at_once() {
         assert!(error.contains("54002") && error.contains("CAP_SETUID"), "{error}");
     }
 }
+
+/// The server can open neither the configuration nor /etc/passwd: what it gets are numbers.
+#[tokio::test]
+async fn reload_reaches_a_server_that_can_read_no_file_and_the_trail_s_folder_is_made_for_it() {
+    let Some(site) = site("[audit]\npath = \"trail\"\n[roles]\noperator = { uids = [0] }\nauditor = { uids = [0] }\n")
+    else {
+        return;
+    };
+    site.keystead(["init", "--no-recovery"]).expect_success();
+    let daemon = site.serve().await;
+    let trail = fs::metadata(site.path().join("trail")).unwrap();
+    assert_eq!((trail.uid(), trail.mode() & 0o7777), (SERVER, 0o700));
+    fs::set_permissions(site.config(), fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(!can_read(SERVER, &site.config()));
+    let text = fs::read_to_string(site.config()).unwrap();
+    fs::write(
+        site.config(),
+        text.replace("operator = { uids = [0] }", "operator = { uids = [\"root\"], gids = [\"root\"] }"),
+    )
+    .unwrap();
+    let said = site.keystead(["reload"]).expect_success();
+    assert!(said.contains("roles"), "{said}");
+    let recorded = site.keystead(["audit", "query", "--action", "reload", "--output", "json"]).expect_success();
+    assert!(recorded.contains("\"done\""), "{recorded}");
+    assert!(daemon.stop().success());
+}

@@ -199,7 +199,7 @@ impl Schedule {
         let digest = Sha256::digest([b"keystead-rotation-jitter\x01", key_id.to_string().as_bytes()].concat());
         let part = digest[..8].iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
         // At most the jitter itself, which is a u64 of seconds.
-        let earlier = (u128::from(part) * u128::from(self.jitter.as_secs()) >> 64) as u64;
+        let earlier = ((u128::from(part) * u128::from(self.jitter.as_secs())) >> 64) as u64;
         self.every.as_secs().saturating_sub(earlier)
     }
 }

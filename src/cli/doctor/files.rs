@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::finding::Finding;
 use super::look::{self, Entry, Kind, Look, User};
 use super::scene::Scene;
+use super::trail;
 use super::unit::Unit;
 use crate::config::units::show_mode;
 use crate::custody::settings::PinSource;
@@ -76,7 +77,7 @@ pub fn check(scene: &Scene<'_>) -> Vec<Finding> {
         (value.starts_with('/') && look::at(Path::new(value)) == Look::Missing).then_some(())?;
         custody.environment.get_key_value(name).map(|(name, value)| (name.as_str(), value.as_str()))
     };
-    judge(&Facts {
+    let mut findings = judge(&Facts {
         configuration: scene.config_file.map(|file| (file, look::at(file))),
         device: match &custody.tpm {
             None => Device::Module(&custody.module, look::at(&custody.module)),
@@ -92,7 +93,9 @@ pub fn check(scene: &Scene<'_>) -> Vec<Finding> {
             PinSource::Credential(name) => Pin::Credential { name: name.clone(), origin: origin(scene, name) },
         },
         user: scene.daemon_user(),
-    })
+    });
+    findings.extend(trail::check(scene));
+    findings
 }
 
 fn origin(scene: &Scene<'_>, name: &str) -> Origin {

@@ -24,6 +24,7 @@ mod scene;
 mod show;
 mod sockets;
 mod store;
+mod trail;
 mod unit;
 mod yaml;
 

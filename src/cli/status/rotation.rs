@@ -1,9 +1,12 @@
 //! The rows of `keystead status` on the key's age, its next rotation, and the generations that are still needed.
 
+use std::time::Duration;
+
 use keystead_wire::admin::v1::Rotation;
 use serde_json::{Value, json};
 
 use crate::cli::time;
+use crate::config::units::show_duration;
 
 pub fn rows(rotation: &Rotation) -> Vec<(&'static str, String)> {
     let age = time::span(rotation.key_age_seconds);
@@ -23,7 +26,7 @@ fn next(rotation: &Rotation) -> String {
     if rotation.every_seconds == 0 {
         return "by hand: no schedule is set".into();
     }
-    let every = time::span(rotation.every_seconds);
+    let every = show_duration(Duration::from_secs(rotation.every_seconds));
     let window = match rotation.window.as_str() {
         "" => String::new(),
         window => format!(" ({window} UTC)"),
@@ -74,7 +77,7 @@ mod tests {
     fn age_and_next_rotation_are_told() {
         let expected = [
             ("Key age", "12d 3h".to_owned()),
-            ("Rotation", "every 90d 0h (sat,sun 01:00-05:00 UTC), next 2025-11-22T13:04:05Z".to_owned()),
+            ("Rotation", "every 90d (sat,sun 01:00-05:00 UTC), next 2025-11-22T13:04:05Z".to_owned()),
         ];
         assert_eq!(rows(&scheduled()), expected);
         assert_eq!(json(&scheduled())["next"], "2025-11-22T13:04:05Z");

@@ -96,7 +96,21 @@ impl Screen {
             return if first { text.to_owned() } else { format!("\n{text}") };
         }
         // Home, each line to its end, then the rest of the screen: nothing flickers.
-        format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+        let rows = rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| usize::from(size.ws_row));
+        let shown = cut(text, rows);
+        format!("\x1b[H{}\x1b[J", shown.replace('\n', "\x1b[K\n"))
+    }
+}
+
+/// What fits on the screen: what comes first matters most. 0 rows: nobody knows how many there are.
+fn cut(text: &str, rows: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    // The cursor rests below the last line.
+    match rows.checked_sub(2) {
+        Some(most) if lines.len() > most + 1 => {
+            format!("{}\n… {} more lines\n", lines[..most].join("\n"), lines.len() - most)
+        }
+        _ => text.to_owned(),
     }
 }
 
@@ -129,6 +143,15 @@ mod tests {
         let mut screen = Screen { terminal: false, ..screen };
         screen.drawn = false;
         assert_eq!((screen.frame("a\n"), screen.frame("b\n")), ("a\n".into(), "\nb\n".into()));
+    }
+
+    #[test]
+    fn what_does_not_fit_on_the_screen_is_cut_below() {
+        let text = "1\n2\n3\n4\n5\n";
+        for (rows, expected) in [(0, text), (6, text), (5, "1\n2\n3\n… 2 more lines\n"), (2, "\n… 5 more lines\n")]
+        {
+            assert_eq!(cut(text, rows), expected, "{rows}");
+        }
     }
 
     #[test]

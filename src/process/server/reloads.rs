@@ -130,6 +130,7 @@ impl Reloader {
         let outcome = match ruling {
             Ruling::Apply { live, changes, sha256 } => {
                 self.0.parts.apply(*live);
+                fail::fail_point!("reload.applied");
                 let file = self.loaded_now().file.clone();
                 *self.loaded_now() = Loaded { file, sha256, at: unix_now(), refused: String::new() };
                 let unchanged = unchanged(&changes).into_iter().map(ToOwned::to_owned).collect();

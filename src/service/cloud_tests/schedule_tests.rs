@@ -204,6 +204,34 @@ async fn announced_key_version_is_taken_up_by_the_scheduled_rotation() {
 }
 
 #[tokio::test]
+async fn generations_still_needed_are_those_that_no_scan_of_everything_cleared() {
+    let world = scheduled().await;
+    for _ in 0..2 {
+        world.daemon().rotate(Some("a test".parse().unwrap()), |_| ()).await.unwrap();
+    }
+    let needed = || outlook(&world).needed.into_iter().map(|(number, objects)| (number.0, objects)).collect::<Vec<_>>();
+    assert_eq!(needed(), [(1, None), (2, None)]);
+    let scan = |counts: [u64; 3], restricted| Findings {
+        source: Source::Etcd { cluster: 1, member: 1 },
+        revision: 9,
+        restricted,
+        objects: world.keyring().generations.iter().map(|each| each.key_id.clone()).zip(counts).collect(),
+        unknown: 0,
+    };
+    for (counts, restricted, expected) in [
+        ([2, 0, 3], false, &[(1, Some(2))][..]),
+        ([2, 0, 3], true, &[(1, Some(2)), (2, Some(0))]),
+        // Older than the rotation, or another cluster's: it clears nothing.
+        ([2, 0, 0], false, &[(1, Some(2)), (2, Some(0))]),
+        ([0, 0, 0], false, &[(1, Some(0)), (2, Some(0))]),
+        ([0, 0, 3], false, &[]),
+    ] {
+        world.daemon().record_scan(scan(counts, restricted)).await.unwrap();
+        assert_eq!(needed(), expected, "{counts:?} {restricted}");
+    }
+}
+
+#[tokio::test]
 async fn schedule_that_is_changed_while_the_daemon_runs_holds_at_once() {
     let world = scheduled().await;
     days_pass(&world, 30).await;
