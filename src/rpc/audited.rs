@@ -24,18 +24,20 @@ impl RequestAudit {
         self.0.as_ref().map_or(Ok(()), |trail| trail.admits_requests().map_err(unrecorded))
     }
 
-    /// Records a finished request; an answer that must be recorded and cannot be is not given. `key_id` is only asked for
-    /// where it is needed.
-    pub fn record<T>(
+    /// Records a finished request, by its code.
+    ///
+    /// # Errors
+    /// It must be recorded and cannot be: the answer is not given.
+    pub fn record(
         &self,
         method: Method,
         caller: Option<Caller>,
         uid: &str,
-        key_id: impl FnOnce(&Result<T, Status>) -> String,
+        key_id: &str,
         latency: Duration,
-        outcome: Result<T, Status>,
-    ) -> Result<T, Status> {
-        let Some(trail) = &self.0 else { return outcome };
+        outcome: Code,
+    ) -> Result<(), Status> {
+        let Some(trail) = &self.0 else { return Ok(()) };
         let recorded = trail.record_request(RequestRecord {
             at: SystemTime::now(),
             action: match method {
@@ -43,14 +45,14 @@ impl RequestAudit {
                 Method::Encrypt => "encrypt",
                 Method::Decrypt => "decrypt",
             },
-            uid: uid.to_owned(),
+            uid,
             peer_uid: caller.map(|caller| caller.uid),
             peer_pid: caller.and_then(|caller| caller.pid),
-            key_id: key_id(&outcome),
-            outcome: outcome.as_ref().map_or_else(|status| code_name(status.code()), |_| "ok"),
+            key_id,
+            outcome: code_name(outcome),
             latency,
         });
-        recorded.map_err(unrecorded).and(outcome)
+        recorded.map_err(unrecorded)
     }
 }
 
