@@ -36,6 +36,7 @@ mod recovery;
 mod roles;
 mod rotation;
 mod scan;
+mod shell;
 mod shim;
 mod sockets;
 mod stale;
