@@ -213,3 +213,52 @@ fn code_name(code: Code) -> &'static str {
         Code::Unauthenticated => "unauthenticated",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::query::{Filter, query};
+    use crate::audit::settings::{AuditSettings, FailurePolicy, Level};
+
+    /// `details.repeated` of each refusal in the trail; 0 for one that tells of itself alone.
+    fn told(trail: &Trail) -> Vec<u64> {
+        let mut told = Vec::new();
+        let refused = Filter { outcome: Some("refused".into()), ..Filter::default() };
+        query(trail.folder(), &refused, |line| {
+            let line: Value = serde_json::from_str(&line).unwrap();
+            told.push(line["details"]["repeated"].as_u64().unwrap_or(0));
+            true
+        })
+        .unwrap();
+        told
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn repeats_are_told_when_their_window_has_passed_and_after_a_rest_the_next_one_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = AuditSettings {
+            folder: folder.path().join("audit"),
+            level: Level::Admin,
+            failure: FailurePolicy::Stop,
+            max_bytes: 1 << 20,
+            max_age: Duration::from_secs(3600),
+            keep: 1,
+            forward: None,
+        };
+        let trail = Trail::open(&settings, &"edge-7".parse().unwrap(), None).unwrap();
+        let audit = AdminAudit::new(Some(trail.clone()));
+        audit.refused("rotate", None).await;
+        assert_eq!(told(&trail), [0]);
+        for _ in 0..5 {
+            audit.refused("rotate", None).await;
+        }
+        assert_eq!(told(&trail), [0], "within the window nothing is written");
+        tokio::time::sleep(FIRST_WINDOW + Duration::from_secs(1)).await;
+        // Behind the line that the window's end has asked for.
+        trail.checkpoint().await.unwrap();
+        assert_eq!(told(&trail), [0, 5]);
+        tokio::time::sleep(FIRST_WINDOW * 3).await;
+        audit.refused("rotate", None).await;
+        assert_eq!(told(&trail), [0, 5, 0]);
+    }
+}
