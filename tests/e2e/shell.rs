@@ -60,7 +60,7 @@ async fn what_is_printed_fits_eighty_columns() {
     let site = Site::initialized("");
     let daemon = site.serve().await;
     site.keystead(["key", "rotate", "--yes"]).expect_success();
-    site.keystead(["key", "rotate", "--yes", "--force", &"reason ".repeat(28).trim()]).expect_success();
+    site.keystead(["key", "rotate", "--yes", "--force", "reason ".repeat(28).trim()]).expect_success();
     for line in
         ["status", "doctor", "key list", "key describe 3", "roots list", "token list", "audit query", "audit verify"]
     {
