@@ -1,5 +1,6 @@
 //! What is recorded, and how it reads as members of a JSON object.
 
+use std::fmt::Display;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use keystead_core::KeyId;
@@ -56,17 +57,17 @@ pub enum Phase {
 }
 
 /// One Encrypt or Decrypt.
-#[derive(Debug, Clone)]
-pub struct RequestRecord {
+#[derive(Debug, Clone, Copy)]
+pub struct RequestRecord<'a> {
     pub at: SystemTime,
     /// `encrypt` or `decrypt`.
     pub action: &'static str,
     /// The apiserver's request uid.
-    pub uid: String,
+    pub uid: &'a str,
     pub peer_uid: Option<u32>,
     pub peer_pid: Option<i32>,
     /// As asked for, or as answered.
-    pub key_id: String,
+    pub key_id: &'a str,
     pub outcome: Outcome,
     pub latency: Duration,
 }
@@ -101,13 +102,57 @@ impl AdminRecord {
     }
 }
 
-impl RequestRecord {
+/// Requests that wait for the writer, their texts one after the other: recording one allocates nothing, and nothing that one thread
+/// allocated is freed by another. Of a text no more is kept than is written.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    /// Each with the lengths of its two texts, which it does not hold itself.
+    records: Vec<(RequestRecord<'static>, usize, usize)>,
+    texts: String,
+}
+
+impl Requests {
+    pub(super) fn push(&mut self, record: RequestRecord<'_>) {
+        let (uid, key_id) = (cut(record.uid), cut(record.key_id));
+        self.texts.push_str(uid);
+        self.texts.push_str(key_id);
+        let RequestRecord { at, action, peer_uid, peer_pid, outcome, latency, .. } = record;
+        let record = RequestRecord { at, action, uid: "", peer_uid, peer_pid, key_id: "", outcome, latency };
+        self.records.push((record, uid.len(), key_id.len()));
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = RequestRecord<'_>> {
+        let mut texts = self.texts.as_str();
+        self.records.iter().map(move |(record, uid, key_id)| {
+            let (uid, rest) = texts.split_at(*uid);
+            let (key_id, rest) = rest.split_at(*key_id);
+            texts = rest;
+            RequestRecord { uid, key_id, ..*record }
+        })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.records.clear();
+        self.texts.clear();
+    }
+
+    /// Bytes that it holds on to, filled or not.
+    pub(super) fn footprint(&self) -> usize {
+        self.records.capacity() * size_of::<(RequestRecord<'static>, usize, usize)>() + self.texts.capacity()
+    }
+}
+
+impl RequestRecord<'_> {
     pub(super) fn members(&self, members: &mut String) {
         use std::fmt::Write;
         members.clear();
         // Writing to a String cannot fail.
         let _ = write!(members, r#""time":"{}","action":"{}","uid":"#, time(self.at), self.action);
-        push_text(members, &self.uid);
+        push_text(members, self.uid);
         if let Some(uid) = self.peer_uid {
             let _ = write!(members, r#","peer_uid":{uid}"#);
         }
@@ -115,7 +160,7 @@ impl RequestRecord {
             let _ = write!(members, r#","peer_pid":{pid}"#);
         }
         members.push_str(r#","key_id":"#);
-        push_text(members, &self.key_id);
+        push_text(members, self.key_id);
         let _ = write!(
             members,
             r#","generation":{},"outcome":"{}","latency_us":{}"#,
@@ -157,8 +202,7 @@ fn cut(text: &str) -> &str {
 }
 
 /// `2026-11-22T04:00:00.123Z`.
-pub(super) fn time(at: SystemTime) -> String {
+pub(super) fn time(at: SystemTime) -> impl Display {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let time = humantime::format_rfc3339_millis(UNIX_EPOCH + since);
-    time.to_string()
+    humantime::format_rfc3339_millis(UNIX_EPOCH + since)
 }

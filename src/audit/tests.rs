@@ -61,7 +61,7 @@ impl Site {
     }
 
     fn verify(&self) -> Result<verify::Verified, VerifyError> {
-        verify(&self.settings.folder, &keyring())
+        verify(&self.settings.folder, &keyring(), None)
     }
 
     fn actions(&self) -> Vec<String> {
@@ -83,14 +83,14 @@ fn admin(action: &'static str) -> AdminRecord {
     AdminRecord { at: SystemTime::now(), action, phase: Phase::Intent, who: Some(who), details }
 }
 
-fn request(uid: &str) -> RequestRecord {
+fn request(uid: &str) -> RequestRecord<'_> {
     RequestRecord {
         at: SystemTime::now(),
         action: "decrypt",
-        uid: uid.to_owned(),
+        uid,
         peer_uid: Some(0),
         peer_pid: Some(12),
-        key_id: "ks1.edge-7.3.00112233445566778899aabbccddeeff".into(),
+        key_id: "ks1.edge-7.3.00112233445566778899aabbccddeeff",
         outcome: "ok",
         latency: Duration::from_micros(17),
     }
@@ -116,45 +116,216 @@ async fn trail_goes_on_over_restarts_and_its_checkpoints_hold() {
     assert_eq!(site.actions().iter().filter(|action| *action == "decrypt").count(), 300);
 }
 
-#[tokio::test]
-async fn every_line_that_is_changed_taken_out_or_moved_is_found() {
-    let site = Site::new();
+/// A trail of three files, its last line a checkpoint, under a daemon that goes on with it.
+async fn long_trail(site: &mut Site) -> (Trail, Vec<(PathBuf, String)>) {
+    site.settings.max_bytes = 800;
     let trail = site.open();
     trail.set_key(key());
-    for _ in 0..5 {
+    for number in 0..3 {
         trail.record(admin("rotate")).await.unwrap();
+        trail.record_request(request(&format!("uid {number}"))).unwrap();
+        trail.checkpoint().await.unwrap();
     }
-    drop(trail);
-    let good = fs::read_to_string(site.log()).unwrap();
-    let end = site.verify().unwrap().end;
-    let lines: Vec<&str> = good.lines().collect();
-    let write = |lines: &[String]| {
-        fs::write(site.log(), lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap()
+    let files = super::files::list(&site.settings.folder).unwrap();
+    assert!(files.len() >= 3, "{files:?}");
+    let lines = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        text.lines().map(|line| (path.clone(), line.to_owned())).collect::<Vec<_>>()
     };
-    for at in 0..lines.len() {
-        let mut edited: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
-        edited[at] = edited[at].replace("action", "akshun");
-        write(&edited);
-        assert!(matches!(site.verify(), Err(VerifyError::Line { .. })), "line {at} edited");
+    let lines: Vec<_> = files.into_iter().flat_map(lines).collect();
+    trail.verify().unwrap();
+    (trail, lines)
+}
 
-        let mut edited: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
-        edited[at] = edited[at].replace("Z\"", "z\"");
-        write(&edited);
-        assert!(site.verify().is_ok_and(|verified| verified.end != end) || at + 1 < lines.len(), "time of line {at}");
-        if at + 1 < lines.len() {
-            assert!(matches!(site.verify(), Err(VerifyError::Line { source: ChainError::Broken, .. })), "time of {at}");
-        }
+/// In place, as an editor would.
+fn put_back(lines: &[(PathBuf, String)]) {
+    let mut texts: std::collections::BTreeMap<&Path, String> = std::collections::BTreeMap::new();
+    for (path, line) in lines {
+        texts.entry(path).or_default().push_str(&format!("{line}\n"));
+    }
+    texts.into_iter().for_each(|(path, text)| fs::write(path, text).unwrap());
+}
 
-        let mut removed: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
-        removed.remove(at);
-        write(&removed);
-        match site.verify() {
-            Ok(verified) => assert!(verified.end.sequence < end.sequence || verified.first > 1, "line {at} removed"),
-            Err(error) => assert!(matches!(error, VerifyError::Line { .. }), "{error}"),
+/// The number of the line that is named, counted through all files from 0.
+fn named(error: &VerifyError, lines: &[(PathBuf, String)]) -> Option<usize> {
+    let VerifyError::Line { path, line, .. } = error else { return None };
+    Some(lines.iter().position(|(of, _)| of == path)? + usize::try_from(*line).unwrap() - 1)
+}
+
+#[tokio::test]
+async fn every_line_that_is_edited_is_found_there_or_at_the_next() {
+    let mut site = Site::new();
+    let (trail, good) = long_trail(&mut site).await;
+    type Edit = fn(&str) -> String;
+    let edits: [(&str, Edit); 6] = [
+        ("another time", |line| line.replacen("T", "t", 1)),
+        ("another action", |line| line.replacen("\"action\":\"", "\"action\":\"x", 1)),
+        ("a member more", |line| line.replacen("{", "{\"more\":1,", 1)),
+        ("a space", |line| line.replacen(",", ", ", 1)),
+        ("emptied", |_| String::new()),
+        ("no JSON", |line| line[1..].to_owned()),
+    ];
+    for at in 0..good.len() {
+        for (what, edit) in edits {
+            let mut edited = good.clone();
+            edited[at].1 = edit(&good[at].1);
+            assert_ne!(edited[at], good[at], "{what}");
+            put_back(&edited);
+            let error = trail.verify().expect_err("an edited trail");
+            match named(&error, &good) {
+                Some(line) => assert!(line == at || line == at + 1, "line {at}, {what}: {error}"),
+                // Nothing names the last line but what this daemon knows, and custody.
+                None => assert_eq!(at, good.len() - 1, "{what}: {error}"),
+            }
         }
     }
-    fs::write(site.log(), good).unwrap();
-    assert_eq!(site.verify().unwrap().end, end);
+    put_back(&good);
+    trail.verify().unwrap();
+}
+
+#[tokio::test]
+async fn lines_taken_out_put_in_or_moved_are_found_where_it_happened() {
+    let mut site = Site::new();
+    let (trail, good) = long_trail(&mut site).await;
+    let last = good.len() - 1;
+    let begins_a_file = |at: usize| at > 0 && good[at].0 != good[at - 1].0;
+    for at in 0..=last {
+        let line = |error: &VerifyError| named(error, &good);
+        let mut removed = good.clone();
+        let (of, _) = removed.remove(at);
+        // The file whose only line it was is empty then, not gone.
+        fs::write(&of, "").unwrap();
+        put_back(&removed);
+        match trail.verify() {
+            // As if older files had been removed by age: said where it begins, and no more can be said.
+            Ok(verified) => assert!(at == 0 && of == site.log() && verified.first == 2, "line {at} removed"),
+            Err(VerifyError::Short { .. }) => assert_eq!(at, last),
+            Err(error) => assert!(line(&error).is_some_and(|line| line >= at), "line {at} removed: {error}"),
+        }
+        let mut doubled = good.clone();
+        doubled.insert(at, good[at].clone());
+        put_back(&doubled);
+        let error = trail.verify().expect_err("a line too many");
+        assert_eq!(line(&error), Some(at + 1), "line {at} doubled: {error}");
+        // One that follows the line before it: the chain breaks right after.
+        let mut before = Position::start(&keyring());
+        good[..at].iter().for_each(|(_, line)| drop(before.follow(line.as_bytes()).unwrap()));
+        let mut forged = Vec::new();
+        before.append("\"time\":\"2026-11-22T04:00:00.000Z\",\"action\":\"rotate\"", &mut forged);
+        let forged = String::from_utf8(forged).unwrap().trim_end().to_owned();
+        let mut inserted = good.clone();
+        inserted.insert(at, (good[at].0.clone(), forged));
+        put_back(&inserted);
+        let error = trail.verify().expect_err("a forged line");
+        assert_eq!(line(&error), Some(at + 1), "before line {at}: {error}");
+        if at < last && !begins_a_file(at + 1) {
+            let mut swapped = good.clone();
+            let next = swapped[at + 1].1.clone();
+            swapped[at + 1].1 = std::mem::replace(&mut swapped[at].1, next);
+            put_back(&swapped);
+            let error = trail.verify().expect_err("two lines swapped");
+            assert!(line(&error).is_some_and(|line| line == at || line == at + 1), "line {at} swapped: {error}");
+        }
+    }
+    put_back(&good);
+    trail.verify().unwrap();
+}
+
+/// By a daemon that wrote them; without one only the store's record and what left the box tell (docs/audit.md).
+#[tokio::test]
+async fn a_tail_that_is_cut_off_under_the_daemon_is_found_however_much_of_it() {
+    let mut site = Site::new();
+    let (trail, good) = long_trail(&mut site).await;
+    for left in 1..good.len() {
+        for (path, _) in &good {
+            let _ = fs::remove_file(path);
+        }
+        put_back(&good[..left]);
+        let error = trail.verify().expect_err("a tail that is gone");
+        assert!(matches!(error, VerifyError::Short { written, .. } if written == good.len() as u64), "{left}: {error}");
+        let alone = site.verify().unwrap();
+        assert_eq!(alone.end.sequence, left as u64, "the chain itself holds");
+    }
+    // Of the head, it is said where the trail begins.
+    put_back(&good);
+    let second = good.iter().position(|(path, _)| *path != good[0].0).unwrap();
+    fs::remove_file(&good[0].0).unwrap();
+    assert_eq!(trail.verify().unwrap().first, second as u64 + 1);
+    // Cut within a closed file, whose name says which line it begins with.
+    put_back(&good[1..]);
+    let error = trail.verify().expect_err("a head that is gone");
+    assert!(error.to_string().contains("number 2 where 1 must follow"), "{error}");
+}
+
+#[tokio::test]
+async fn lines_that_no_daemon_writes_are_named_and_neither_fill_the_memory_nor_are_they_repaired() {
+    let site = Site::new();
+    site.open().record(admin("rotate")).await.unwrap();
+    let good = fs::read(site.log()).unwrap();
+    let count = site.actions().len();
+    let deep = "[".repeat(100_000);
+    let nested = format!("{{\"seq\":3,\"prev\":{}", "{\"a\":".repeat(2_000));
+    for hostile in
+        ["\0".repeat(4_000), deep, nested, "\u{feff}{}".into(), "{\"seq\":1e400}".into(), "x".repeat(64 << 20)]
+    {
+        fs::write(site.log(), [&good[..], hostile.as_bytes(), b"\n"].concat()).unwrap();
+        let error = site.verify().expect_err("a hostile line");
+        assert!(
+            matches!(error, VerifyError::Line { line, source: ChainError::Malformed, .. } if line == count as u64 + 1),
+            "{error}"
+        );
+        assert_eq!(site.actions().len(), count, "what is no line is not shown");
+    }
+    // Longer than any line that a power cut can have left: not ours, and left as it is.
+    let torn = [&good[..], "y".repeat(1 << 20).as_bytes()].concat();
+    fs::write(site.log(), &torn).unwrap();
+    assert!(Trail::open(&site.settings, &keyring(), None).is_err());
+    assert_eq!(fs::read(site.log()).unwrap(), torn);
+}
+
+/// Whoever can write the folder must get neither another file read or written nor a thread that waits for ever.
+#[tokio::test]
+async fn links_pipes_and_folders_in_place_of_a_file_are_refused() {
+    type Put = fn(&Path, &Path);
+    let puts: [Put; 3] = [
+        |path, target| std::os::unix::fs::symlink(target, path).unwrap(),
+        |path, _| {
+            let mode = rustix::fs::Mode::from(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        },
+        |path, _| fs::create_dir(path).unwrap(),
+    ];
+    for put in puts {
+        let mut site = Site::new();
+        let (trail, good) = long_trail(&mut site).await;
+        let target = site.folder.path().join("target");
+        fs::write(&target, "other\n").unwrap();
+        for path in [&good[0].0, &site.log()] {
+            let aside = site.folder.path().join("aside");
+            fs::rename(path, &aside).unwrap();
+            put(path, &target);
+            assert!(matches!(trail.verify(), Err(VerifyError::Io { .. })), "{path:?}");
+            assert!(query(&site.settings.folder, &Filter::default(), |_| true).is_err());
+            assert_eq!(Trail::open(&site.settings, &keyring(), None).is_err(), *path == site.log());
+            let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
+            fs::rename(&aside, path).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&target).unwrap(), "other\n");
+    }
+}
+
+#[test]
+fn of_a_peer_s_texts_no_more_waits_than_is_written() {
+    let mut requests = super::lines::Requests::default();
+    let long = "\u{1F512}".repeat(100_000);
+    requests.push(RequestRecord { key_id: &long, ..request(&long) });
+    requests.push(request("short"));
+    assert!(requests.footprint() < 8 << 10, "{}", requests.footprint());
+    let texts: Vec<_> =
+        requests.iter().map(|record| (record.uid.len(), record.key_id.len(), record.uid == "short")).collect();
+    assert_eq!(texts, [(512, 512, false), (5, 45, true)]);
+    requests.clear();
+    assert_eq!(requests.iter().count(), 0);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use keystead_core::record::Authenticator;
 use tokio::sync::oneshot;
 
 use super::files::OpenFile;
-use super::lines::{AdminRecord, RequestRecord};
+use super::lines::{AdminRecord, RequestRecord, Requests};
 use super::settings::{AuditSettings, FailurePolicy, Level};
 use super::verify::{Verified, VerifyError, verify};
 use super::writer::Writer;
@@ -51,7 +51,7 @@ pub(super) struct Shared {
 
 #[derive(Default)]
 pub(super) struct Queue {
-    pub requests: Vec<RequestRecord>,
+    pub requests: Requests,
     pub admin: Vec<Job>,
     pub ended: bool,
 }
@@ -162,7 +162,7 @@ impl Trail {
     ///
     /// # Errors
     /// [`AuditError::Full`] if what cannot be recorded is to be refused; else it is counted as lost.
-    pub fn record_request(&self, record: RequestRecord) -> Result<(), AuditError> {
+    pub fn record_request(&self, record: RequestRecord<'_>) -> Result<(), AuditError> {
         let shared = &self.inner.shared;
         let mut queue = shared.lock();
         if queue.requests.len() >= MAX_QUEUE {
@@ -226,12 +226,15 @@ impl Trail {
         &self.inner.folder
     }
 
-    /// Reads the whole trail; the last checkpoint must be one that custody vouches for now. Blocks.
+    /// Reads the whole trail: it must go through the last line that this daemon synced, and the last checkpoint must be one that
+    /// custody vouches for now. Blocks.
     ///
     /// # Errors
     /// What is wrong, and where.
     pub fn verify(&self) -> Result<Verified, VerifyError> {
-        let verified = verify(&self.inner.folder, &self.inner.keyring)?;
+        // From before the reading: what is written meanwhile makes the trail longer, never shorter.
+        let written = self.position();
+        let verified = verify(&self.inner.folder, &self.inner.keyring, Some(written))?;
         let key = self.inner.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let vouched = |checkpoint: &Checkpoint| {
             key.as_ref().is_some_and(|key| key.epoch == checkpoint.epoch && checkpoint.is_authentic(&*key.key))

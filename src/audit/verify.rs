@@ -36,16 +36,27 @@ pub enum VerifyError {
     NotVouched,
     #[error("there is no audit trail in {}", .0.display())]
     Missing(PathBuf),
+    #[error(
+        "it ends at line {found}, and {written} lines were written: the last ones were taken out, or the file was replaced"
+    )]
+    Short { found: u64, written: u64 },
+    #[error("line {0} is not the one that was written")]
+    Changed(u64),
 }
 
-/// Follows every line of the trail in `folder`. The tag of the last checkpoint is left to whoever has the key.
+/// Follows every line of the trail in `folder`, which must go through `written`, if that is known. The tag of the last checkpoint is left to whoever has the key.
 ///
 /// # Errors
 /// The first line that does not follow: file, number of the line in it, and why.
-pub fn verify(folder: &Path, keyring: &KeyringId) -> Result<Verified, VerifyError> {
-    match read(&files_of(folder)?, keyring, |_| ())? {
-        Verified { lines: 0, .. } => Err(VerifyError::Missing(folder.to_owned())),
-        verified => Ok(verified),
+pub fn verify(folder: &Path, keyring: &KeyringId, written: Option<Position>) -> Result<Verified, VerifyError> {
+    let mut found = false;
+    let verified = read(&files_of(folder)?, keyring, |here| found |= Some(here) == written)?;
+    match written.map_or(0, |written| written.sequence) {
+        _ if verified.lines == 0 => Err(VerifyError::Missing(folder.to_owned())),
+        0 => Ok(verified),
+        written if verified.end.sequence < written => Err(VerifyError::Short { found: verified.end.sequence, written }),
+        written if !found => Err(VerifyError::Changed(written)),
+        _ => Ok(verified),
     }
 }
 
@@ -132,9 +143,12 @@ fn walk(
     mut each: impl FnMut(Position, Option<Checkpoint>),
 ) -> Result<u64, VerifyError> {
     let mut position: Option<Position> = None;
+    // The one that is written first: closed under another name while the others are read, it is still the one that follows them.
+    let mut last = files.last().map(|path| open_to_read(path));
     for (at, path) in files.iter().enumerate() {
         let failed = |source| VerifyError::Io { path: path.clone(), source };
-        let mut reader = BufReader::new(open_to_read(path).map_err(failed)?);
+        let file = last.take_if(|_| at + 1 == files.len()).unwrap_or_else(|| open_to_read(path));
+        let mut reader = BufReader::new(file.map_err(failed)?);
         let mut line = Vec::new();
         for number in 1.. {
             line.clear();
@@ -149,6 +163,13 @@ fn walk(
                     return Ok(line.len() as u64);
                 }
                 return Err(wrong(ChainError::Malformed));
+            }
+            let named = first_in_name(path).filter(|_| number == 1);
+            if let Some(expected) = named
+                && Position::at(&line).is_ok_and(|found| found.sequence != expected)
+            {
+                let found = Position::at(&line).map_or(0, |found| found.sequence);
+                return Err(wrong(ChainError::Sequence { expected, found }));
             }
             let here = match &mut position {
                 Some(position) => position,

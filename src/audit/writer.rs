@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::files::{OpenFile, Opened};
 use super::forward::Forwarder;
-use super::lines::{AdminRecord, Phase, RequestRecord, time};
+use super::lines::{AdminRecord, Phase, Requests, time};
 use super::settings::AuditSettings;
 use super::trail::{AuditError, AuditKey, Job, Queue, Shared};
 use super::verify::went_through;
@@ -24,6 +24,8 @@ const BATCH: Duration = Duration::from_millis(20);
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(900);
 /// How often a trail that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Bytes of a queue that is kept for the next batch: several times what requests fill in one at full load.
+const KEPT_QUEUE: usize = 1 << 20;
 
 pub(super) struct Writer {
     settings: AuditSettings,
@@ -83,7 +85,7 @@ impl Writer {
     pub(super) fn run(mut self) {
         loop {
             let Queue { mut requests, admin, ended } = self.take();
-            let busy = !requests.is_empty();
+            let busy = requests.len() > 0;
             // Requests first: whoever asks for a checkpoint means those before it, too.
             self.write_requests(&requests);
             for job in admin {
@@ -113,10 +115,10 @@ impl Writer {
         }
     }
 
-    /// The emptied buffer serves the next batch, unless one has begun.
-    fn give_back(&self, requests: Vec<RequestRecord>) {
+    /// The emptied buffer serves the next batch, unless one has begun, or it has grown beyond use.
+    fn give_back(&self, requests: Requests) {
         let mut queue = self.shared.lock();
-        if queue.requests.capacity() == 0 {
+        if queue.requests.footprint() == 0 && requests.footprint() <= KEPT_QUEUE {
             queue.requests = requests;
         }
     }
@@ -128,7 +130,7 @@ impl Writer {
         }
         self.shared.idle.store(true, Ordering::SeqCst);
         let queue = self.shared.lock();
-        let nothing = queue.requests.is_empty() && queue.admin.is_empty() && !queue.ended;
+        let nothing = queue.requests.len() == 0 && queue.admin.is_empty() && !queue.ended;
         drop(queue);
         match (nothing, self.failed.is_some()) {
             (true, true) => thread::park_timeout(RETRY),
@@ -172,15 +174,15 @@ impl Writer {
         self.event("trail-changed", json!({"expected": end.sequence, "problem": problem}));
     }
 
-    fn write_requests(&mut self, requests: &[RequestRecord]) {
-        if requests.is_empty() && (self.failed.is_none() || self.told_all()) {
+    fn write_requests(&mut self, requests: &Requests) {
+        if requests.len() == 0 && (self.failed.is_none() || self.told_all()) {
             return;
         }
         let before = self.position;
         let mut lines = std::mem::take(&mut self.lines);
         lines.clear();
         self.tell_losses(&mut lines);
-        for request in requests {
+        for request in requests.iter() {
             request.members(&mut self.members);
             self.position.append(&self.members, &mut lines);
         }
@@ -231,7 +233,7 @@ impl Writer {
         let before = self.position;
         let mut lines = Vec::new();
         self.tell_losses(&mut lines);
-        self.position.checkpoint(&self.keyring, &time(SystemTime::now()), key.epoch, &*key.key, &mut lines);
+        self.position.checkpoint(&self.keyring, &time(SystemTime::now()).to_string(), key.epoch, &*key.key, &mut lines);
         self.put(before, &lines)?;
         self.sync()?;
         self.unvouched = 0;

@@ -61,7 +61,7 @@ pub fn run(command: &Command, config: Option<&Path>) -> Result<Report, Failure> 
     let (_, settings) = settings(config)?;
     match command {
         Command::Verify(VerifyArguments { folder: Some(folder) }) => {
-            let verified = verify(folder, &settings.keyring)
+            let verified = verify(folder, &settings.keyring, None)
                 .map_err(|error| damaged(&Failure::from_error(Exit::Failed, &error).message))?;
             let text = format!(
                 "Lines {} to {} follow each other. Custody was not asked: only the daemon can say whether the last\n\

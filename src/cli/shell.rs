@@ -23,10 +23,18 @@ pub struct ManArguments {
 }
 
 /// Prints the script that a shell sources.
-pub fn completions(arguments: &CompletionsArguments, mut command: Command) -> Report {
+pub fn completions(arguments: &CompletionsArguments, command: Command) -> Report {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut command, "keystead", &mut script);
+    clap_complete::generate(arguments.shell, &mut shown(&command), "keystead", &mut script);
     Report::done(String::from_utf8_lossy(&script), Value::Null)
+}
+
+/// Without the commands that are not for people: clap's scripts would offer them, too.
+fn shown(command: &Command) -> Command {
+    Command::new("keystead")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(command.get_arguments())
+        .subcommands(command.get_subcommands().filter(|command| !command.is_hide_set()))
 }
 
 /// Writes one page a command: `keystead.1`, `keystead-key-rotate.1`, …
@@ -54,6 +62,7 @@ mod tests {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let report = completions(&CompletionsArguments { shell }, crate::cli::Cli::command());
             assert!(report.text.contains("keystead") && report.text.contains("rotate"), "{shell}");
+            assert!(!report.text.contains("The process that serves requests"), "{shell} offers a hidden command");
         }
     }
 

@@ -6,8 +6,11 @@ use super::paint::{Colour, paint};
 
 const WIDTH: usize = 80;
 const GAP: &str = "  ";
+/// What the last column keeps when others are long.
+const LEAST_LAST: usize = 16;
 
-/// Rows under headings. What does not fit is cut out of the middle of the last column.
+/// Rows under headings. What does not fit is cut out of the middle of the last column, and of the widest others where that one would be
+/// left without room.
 pub fn columns(headings: &[&str], rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let mut widths: Vec<usize> = headings.iter().map(|heading| length(heading)).collect();
@@ -17,15 +20,20 @@ pub fn columns(headings: &[&str], rows: &[Vec<String>]) -> String {
         }
     }
     let last = widths.len().saturating_sub(1);
-    let before: usize = widths.iter().take(last).map(|width| width + GAP.len()).sum();
-    let room = WIDTH.saturating_sub(before).max(8);
+    let before = |widths: &[usize]| widths.iter().take(last).map(|width| width + GAP.len()).sum::<usize>();
+    let needed = widths.last().map_or(0, |width| (*width).min(LEAST_LAST));
+    while before(&widths) + needed > WIDTH {
+        let Some(widest) = widths.iter_mut().take(last).max().filter(|width| **width > 1) else { break };
+        *widest -= 1;
+    }
+    let room = WIDTH.saturating_sub(before(&widths));
     let line = |cells: &[&str]| {
         let mut line = String::new();
         for (index, (cell, width)) in cells.iter().zip(&widths).enumerate() {
             if index == last {
                 line.push_str(&shorten(cell, room));
             } else {
-                line.push_str(&format!("{cell:width$}{GAP}"));
+                line.push_str(&format!("{:width$}{GAP}", shorten(cell, *width)));
             }
         }
         format!("{}\n", line.trim_end())
@@ -119,6 +127,23 @@ mod tests {
         let text = columns(&["NUMBER", "VALUE"], &rows);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         assert!(text.contains('…') && text.contains("22      short\n"), "{text}");
+    }
+
+    /// Labels, models and names come from tokens, clouds and people, and may be as long as these allow.
+    #[test]
+    fn table_of_long_values_in_every_column_fits_and_shows_some_of_each() {
+        for columns_of in 1..=9 {
+            let headings =
+                &["FIRST", "SECOND", "THIRD", "FOURTH", "FIFTH", "SIXTH", "SEVENTH", "EIGHTH", "NINTH"][..columns_of];
+            for long in 0..=columns_of {
+                let cell = |column| if column < long { "é".repeat(100) } else { "ab".to_owned() };
+                let text = columns(headings, &[(0..columns_of).map(cell).collect()]);
+                assert!(text.lines().all(|line| length(line) <= WIDTH), "{text}");
+                let row = text.lines().nth(1).unwrap();
+                assert_eq!(row.split_whitespace().count(), columns_of, "{text}");
+                assert_eq!(row.matches('…').count(), long, "{text}");
+            }
+        }
     }
 
     #[test]

@@ -27,19 +27,21 @@ impl RequestAudit {
         self.0.as_ref().map_or(Ok(()), |trail| trail.admits_requests().map_err(unrecorded))
     }
 
-    /// Records a finished request; an answer that must be recorded and cannot be is not given. `key_id` is only asked for
-    /// where it is needed.
-    pub fn record<T>(
+    /// Records a finished request, by its code.
+    ///
+    /// # Errors
+    /// It must be recorded and cannot be: the answer is not given.
+    pub fn record(
         &self,
         method: Method,
         caller: Option<Caller>,
         uid: &str,
-        key_id: impl FnOnce(&Result<T, Status>) -> String,
+        key_id: &str,
         latency: Duration,
-        outcome: Result<T, Status>,
-    ) -> Result<T, Status> {
+        outcome: Code,
+    ) -> Result<(), Status> {
         // A reload may have changed it since it was admitted.
-        let Some(trail) = self.0.as_ref().filter(|trail| trail.wants_requests()) else { return outcome };
+        let Some(trail) = self.0.as_ref().filter(|trail| trail.wants_requests()) else { return Ok(()) };
         let recorded = trail.record_request(RequestRecord {
             at: SystemTime::now(),
             action: match method {
@@ -47,14 +49,14 @@ impl RequestAudit {
                 Method::Encrypt => "encrypt",
                 Method::Decrypt => "decrypt",
             },
-            uid: uid.to_owned(),
+            uid,
             peer_uid: caller.map(|caller| caller.uid),
             peer_pid: caller.and_then(|caller| caller.pid),
-            key_id: key_id(&outcome),
-            outcome: outcome.as_ref().map_or_else(|status| code_name(status.code()), |_| "ok"),
+            key_id,
+            outcome: code_name(outcome),
             latency,
         });
-        recorded.map_err(unrecorded).and(outcome)
+        recorded.map_err(unrecorded)
     }
 }
 
@@ -237,5 +239,54 @@ fn code_name(code: Code) -> &'static str {
         Code::Unavailable => "unavailable",
         Code::DataLoss => "data-loss",
         Code::Unauthenticated => "unauthenticated",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::query::{Filter, query};
+    use crate::audit::settings::{AuditSettings, FailurePolicy, Level};
+
+    /// `details.repeated` of each refusal in the trail; 0 for one that tells of itself alone.
+    fn told(trail: &Trail) -> Vec<u64> {
+        let mut told = Vec::new();
+        let refused = Filter { outcome: Some("refused".into()), ..Filter::default() };
+        query(trail.folder(), &refused, |line| {
+            let line: Value = serde_json::from_str(&line).unwrap();
+            told.push(line["details"]["repeated"].as_u64().unwrap_or(0));
+            true
+        })
+        .unwrap();
+        told
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn repeats_are_told_when_their_window_has_passed_and_after_a_rest_the_next_one_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = AuditSettings {
+            folder: folder.path().join("audit"),
+            level: Level::Admin,
+            failure: FailurePolicy::Stop,
+            max_bytes: 1 << 20,
+            max_age: Duration::from_secs(3600),
+            keep: 1,
+            forward: None,
+        };
+        let trail = Trail::open(&settings, &"edge-7".parse().unwrap(), None).unwrap();
+        let audit = AdminAudit::new(Some(trail.clone()));
+        audit.refused("rotate", None).await;
+        assert_eq!(told(&trail), [0]);
+        for _ in 0..5 {
+            audit.refused("rotate", None).await;
+        }
+        assert_eq!(told(&trail), [0], "within the window nothing is written");
+        tokio::time::sleep(FIRST_WINDOW + Duration::from_secs(1)).await;
+        // Behind the line that the window's end has asked for.
+        trail.checkpoint().await.unwrap();
+        assert_eq!(told(&trail), [0, 5]);
+        tokio::time::sleep(FIRST_WINDOW * 3).await;
+        audit.refused("rotate", None).await;
+        assert_eq!(told(&trail), [0, 5, 0]);
     }
 }

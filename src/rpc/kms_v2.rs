@@ -86,7 +86,7 @@ impl KmsV2 {
         outcome: Result<T, Status>,
     ) -> Result<Response<T>, Status> {
         let latency = started.elapsed();
-        let code = outcome.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        let code = code(&outcome);
         self.metrics.record(method, code, latency);
         let outcome_text = outcome.as_ref().map_or_else(Status::message, |_| "ok");
         tracing::debug!(
@@ -161,10 +161,10 @@ impl KeyManagementService for KmsV2 {
                 annotations: HashMap::from([(annotation::KEY.to_owned(), encrypted.annotation)]),
             })
         });
-        let key_id = |outcome: &Result<EncryptResponse, Status>| {
-            outcome.as_ref().map(|answer| answer.key_id.clone()).unwrap_or_default()
-        };
-        let outcome = self.audit.record(Method::Encrypt, caller, &request.uid, key_id, started.elapsed(), outcome);
+        let key_id = outcome.as_ref().map_or("", |answer| answer.key_id.as_str());
+        let (latency, code) = (started.elapsed(), code(&outcome));
+        let recorded = self.audit.record(Method::Encrypt, caller, &request.uid, key_id, latency, code);
+        let outcome = recorded.and(outcome);
         // Which key ID was used is only wanted where it is logged.
         let logged =
             tracing::enabled!(tracing::Level::DEBUG).then(|| outcome.as_ref().ok().map(|ok| ok.key_id.clone()));
@@ -182,10 +182,15 @@ impl KeyManagementService for KmsV2 {
                 Err(error) => Err(serve_error(&error)),
             },
         };
-        let key_id = |_: &_| request.key_id.clone();
-        let outcome = self.audit.record(Method::Decrypt, caller, &request.uid, key_id, started.elapsed(), outcome);
+        let (latency, code) = (started.elapsed(), code(&outcome));
+        let recorded = self.audit.record(Method::Decrypt, caller, &request.uid, &request.key_id, latency, code);
+        let outcome = recorded.and(outcome);
         self.finish(Method::Decrypt, &request.uid, &request.key_id, started, outcome)
     }
+}
+
+fn code<T>(outcome: &Result<T, Status>) -> Code {
+    outcome.as_ref().map_or_else(Status::code, |_| Code::Ok)
 }
 
 fn check_uid(uid: &str) -> Result<(), Status> {

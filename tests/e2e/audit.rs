@@ -219,3 +219,57 @@ async fn trail_s_folder_that_is_missing_and_cannot_be_made_is_alarmed_and_the_ke
     assert!(warnings.iter().any(|warning| warning.contains("audit trail")), "{warnings:?}");
     assert!(daemon.stop().success());
 }
+
+/// The daemon's own word on how far it came, which no chain can give.
+#[tokio::test]
+async fn lines_cut_off_under_the_running_daemon_are_found_by_verify() {
+    let site = Site::initialized("");
+    let daemon = site.serve().await;
+    site.keystead(["key", "rotate", "--yes"]).expect_success();
+    site.keystead(["audit", "verify"]).expect_success();
+    let path = site.path().join("store/audit/audit.log");
+    let good = fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = good.lines().collect();
+    let checkpoints = lines.iter().enumerate().filter(|(_, line)| line.contains("\"checkpoint\"")).map(|(at, _)| at);
+    // Each of them ends in a line that custody vouches for, or vouched for.
+    let mut shorter = 0;
+    for at in checkpoints.filter(|at| at + 1 < lines.len()) {
+        fs::write(&path, lines[..=at].iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+        let error = site.keystead(["audit", "verify"]).expect_failure(1);
+        assert!(error.contains(&format!("it ends at line {}", at + 1)), "{error}");
+        shorter += 1;
+    }
+    assert!(shorter > 0, "{good}");
+    fs::write(&path, good).unwrap();
+    site.keystead(["audit", "verify"]).expect_success();
+    assert!(daemon.stop().success());
+}
+
+/// Neither what was begun nor the daemon depends on who listens.
+#[tokio::test]
+async fn a_client_that_hangs_up_in_mid_stream_leaves_a_whole_rotation_and_a_whole_trail() {
+    let site = Site::initialized("[audit]\nlevel = \"requests\"\n");
+    let daemon = site.serve().await;
+    let mut kms = daemon.kms().await;
+    for _ in 0..500 {
+        encrypt(&mut kms, &[7; 32]).await;
+    }
+    let mut admin = daemon.admin().await;
+    let progress = admin.rotate(keystead_wire::admin::v1::RotateRequest::default()).await.unwrap().into_inner();
+    drop(progress);
+    // The connection as well, with everything that was under way on it.
+    drop(admin);
+    daemon.until("rotated without a listener", |status| status.active_generation == 2).await;
+    let mut admin = daemon.admin().await;
+    let mut query = admin.query_audit(QueryAuditRequest::default()).await.unwrap().into_inner();
+    assert!(query.message().await.unwrap().is_some());
+    drop((query, admin));
+    let rotation = lines(&site, "--action rotate");
+    assert_eq!(rotation.iter().map(|line| text(line, "phase")).collect::<Vec<_>>(), ["intent", "done"]);
+    assert_eq!(rotation[1]["details"]["generation"], 2);
+    site.keystead(["audit", "verify"]).expect_success();
+    encrypt(&mut kms, &[7; 32]).await;
+    assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
+    drop(kms);
+    assert!(daemon.stop().success());
+}

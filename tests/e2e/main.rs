@@ -41,6 +41,7 @@ mod roots;
 mod rotation;
 mod scan;
 mod schedule;
+mod shell;
 mod shim;
 mod sockets;
 mod stale;

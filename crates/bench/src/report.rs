@@ -16,6 +16,9 @@ pub mod budget {
     pub const THROUGHPUT_RATIO: f64 = 0.90;
     /// CPU time of the server's process per request, against the echo server's.
     pub const CPU_RATIO: f64 = 1.2;
+    /// The same two with every request in the audit trail.
+    pub const AUDITED_THROUGHPUT_RATIO: f64 = 0.80;
+    pub const AUDITED_CPU_RATIO: f64 = 1.4;
     pub const SERVER_MEMORY_MB: f64 = 10.0;
     pub const CUSTODIAN_MEMORY_MB: f64 = 12.0;
     pub const SUPERVISOR_MEMORY_MB: f64 = 3.0;
@@ -37,6 +40,9 @@ pub struct Report {
     pub cells: Vec<Cell>,
     /// As `cells`, of a daemon whose cloud is a black hole.
     pub outage: Vec<Cell>,
+    /// As `cells`, of a daemon that has every request in its audit trail.
+    pub audited: Vec<Cell>,
+    pub lines: Option<Lines>,
     /// Largest seen under load, by process.
     pub memory: BTreeMap<&'static str, Memory>,
     pub start: Option<Start>,
@@ -45,6 +51,16 @@ pub struct Report {
     pub binary: Option<Binary>,
     /// What could not be measured, and why.
     pub failures: Vec<String>,
+}
+
+/// What became of the requests that were to be recorded.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Lines {
+    /// Encrypts and Decrypts that were answered.
+    pub answered: u64,
+    /// Lines of the trail.
+    pub written: u64,
+    pub lost: u64,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -153,7 +169,7 @@ fn verdict(met: bool) -> String {
 }
 
 /// Calls per second, with their budget.
-fn throughput(title: &str, cells: &[Cell]) -> Option<String> {
+fn throughput(title: &str, cells: &[Cell], budget: f64) -> Option<String> {
     let rows = cells.iter().map(|cell| {
         let ratio = cell.ratio(|sample| sample.per_second);
         let bound = cell.call != Call::Status;
@@ -164,24 +180,55 @@ fn throughput(title: &str, cells: &[Cell]) -> Option<String> {
             format!("{:.0}", cell.keystead(|sample| sample.per_second)),
             format!("{:.3}", ratio.median),
             format!("{:.2}–{:.2}", ratio.low, ratio.high),
-            if bound { format!("≥ {:.2}", budget::THROUGHPUT_RATIO) } else { "–".into() },
-            if bound { verdict(ratio.median >= budget::THROUGHPUT_RATIO) } else { "–".into() },
+            if bound { format!("≥ {budget:.2}") } else { "–".into() },
+            if bound { verdict(ratio.median >= budget) } else { "–".into() },
         ]
     });
     table(title, "call|callers|echo /s|Keystead /s|ratio|middle half|budget|verdict", rows)
+}
+
+/// CPU time of a request, with its budget.
+fn cpu(title: &str, cells: &[Cell], budget: f64) -> Option<String> {
+    let rows = cells.iter().map(|cell| {
+        let ratio = cell.ratio(|sample| sample.server_cpu_us);
+        let busy = cell.echo(|sample| sample.client_cpu_us * sample.per_second / 1e4);
+        vec![
+            cell.call.name().to_owned(),
+            cell.concurrency.to_string(),
+            format!("{:.1}", cell.echo(|sample| sample.server_cpu_us)),
+            format!("{:.1}", cell.keystead(|sample| sample.server_cpu_us)),
+            format!("{:.2}", ratio.median),
+            format!("≤ {budget:.1}"),
+            verdict(ratio.median <= budget),
+            format!("{:.1}", cell.echo(|sample| sample.client_cpu_us)),
+            format!("{busy:.0} %"),
+        ]
+    });
+    table(title, "call|callers|echo|Keystead|ratio|budget|verdict|generator|of a core", rows)
 }
 
 impl Report {
     pub fn to_markdown(&self) -> String {
         let mut text = self.heading();
         let sections = [
-            throughput("Throughput", &self.cells),
+            throughput("Throughput", &self.cells, budget::THROUGHPUT_RATIO),
             self.latency(),
-            self.cpu(),
+            cpu(
+                "Server's CPU time in µs per request; what the generator takes beside the echo server",
+                &self.cells,
+                budget::CPU_RATIO,
+            ),
             self.memory(),
             self.single_figures(),
             self.by_generations(),
-            throughput("Throughput while the cloud black-holes", &self.outage),
+            throughput("Throughput while the cloud black-holes", &self.outage, budget::THROUGHPUT_RATIO),
+            throughput(
+                "Throughput with every request in the audit trail",
+                &self.audited,
+                budget::AUDITED_THROUGHPUT_RATIO,
+            ),
+            cpu("Server's CPU time with every request in the audit trail", &self.audited, budget::AUDITED_CPU_RATIO),
+            self.lines(),
             self.failures(),
         ];
         for section in sections.into_iter().flatten() {
@@ -250,29 +297,6 @@ impl Report {
             ]
         });
         table("Latency in µs", "call|callers|echo p50|Keystead p50|echo p99|Keystead p99", rows)
-    }
-
-    fn cpu(&self) -> Option<String> {
-        let rows = self.cells.iter().map(|cell| {
-            let ratio = cell.ratio(|sample| sample.server_cpu_us);
-            let busy = cell.echo(|sample| sample.client_cpu_us * sample.per_second / 1e4);
-            vec![
-                cell.call.name().to_owned(),
-                cell.concurrency.to_string(),
-                format!("{:.1}", cell.echo(|sample| sample.server_cpu_us)),
-                format!("{:.1}", cell.keystead(|sample| sample.server_cpu_us)),
-                format!("{:.2}", ratio.median),
-                format!("≤ {:.1}", budget::CPU_RATIO),
-                verdict(ratio.median <= budget::CPU_RATIO),
-                format!("{:.1}", cell.echo(|sample| sample.client_cpu_us)),
-                format!("{busy:.0} %"),
-            ]
-        });
-        table(
-            "Server's CPU time in µs per request; what the generator takes beside the echo server",
-            "call|callers|echo|Keystead|ratio|budget|verdict|generator|of a core",
-            rows,
-        )
     }
 
     fn memory(&self) -> Option<String> {
@@ -351,6 +375,20 @@ impl Report {
             "generations|Encrypt /s|Decrypt /s|server MB|start ms|rotate ms|operations",
             rows,
         )
+    }
+
+    /// A trail that is not complete would make the two tables above worth nothing.
+    fn lines(&self) -> Option<String> {
+        let lines = self.lines?;
+        let complete = lines.lost == 0 && lines.written >= lines.answered;
+        let row = vec![
+            lines.answered.to_string(),
+            lines.written.to_string(),
+            lines.lost.to_string(),
+            "all, none lost".to_owned(),
+            verdict(complete),
+        ];
+        table("Lines of that trail", "answered|written|lost|budget|verdict", [row])
     }
 
     fn failures(&self) -> Option<String> {
@@ -462,6 +500,8 @@ mod tests {
                 server: memory,
             }],
             binary: Some(Binary { bytes: 11_900_000, stripped: true }),
+            audited: cells(),
+            lines: Some(Lines { answered: 12_345_678, written: 12_345_700, lost: 0 }),
             failures: vec!["start: a reason".into()],
             calibration: true,
             ..Report::default()
@@ -485,6 +525,20 @@ mod tests {
         assert!(row("| spawn to first ok").contains("**missed**"));
         assert!(row("| release binary").contains("met"));
         assert!(text.contains("### Not measured"));
+        // The same figures, by the budgets of a full trail.
+        let audited = text.split("every request in the audit trail").nth(1).unwrap_or_default();
+        let encrypt = audited.lines().find(|line| line.starts_with("| Encrypt")).unwrap_or_default();
+        assert!(encrypt.contains("≥ 0.80") && encrypt.trim_end_matches([' ', '|']).ends_with("met"), "{encrypt}");
+        assert!(text.contains("≤ 1.4"), "{text}");
+        assert!(text.contains("| 12345678 | 12345700 | 0    | all, none lost | met     |"), "{text}");
+    }
+
+    #[test]
+    fn trail_with_losses_meets_no_budget() {
+        for lines in [Lines { answered: 10, written: 9, lost: 0 }, Lines { answered: 10, written: 12, lost: 1 }] {
+            let text = Report { lines: Some(lines), ..Report::default() }.to_markdown();
+            assert!(text.contains("**missed**"), "{text}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::echo::Lengths;
 use crate::failure::{Failure, FailureExt};
 use crate::load::{self, Call, Sealed, Stretch, Target};
 use crate::procfs::Memory;
-use crate::report::{Binary, Burst, Cell, Machine, Options, Report, Start, Step};
+use crate::report::{Binary, Burst, Cell, Lines, Machine, Options, Report, Start, Step};
 use crate::stats;
 use crate::subject::{Custody, Daemon, Echo, Installation};
 use crate::tpm_proxy::Proxy;
@@ -40,6 +40,8 @@ pub enum Measurement {
     Generations,
     /// Throughput in the cloud profile while the cloud takes connections and never answers; needs --cloud-rig
     Outage,
+    /// Throughput and CPU time with every Encrypt and Decrypt in the audit trail
+    Audit,
     /// Size of the binary
     Size,
 }
@@ -231,6 +233,10 @@ async fn measure_daemon(args: &RunArgs, plan: &Plan, dir: &Path, report: &mut Re
         let done = by_generations(&installation, plan, &echo, &mut report.generations).await;
         note(&mut report.failures, "generations", done);
     }
+    if plan.wants(Measurement::Audit) {
+        let done = audited(&keystead, &custody, plan, dir, report).await;
+        note(&mut report.failures, "audit", done);
+    }
     if let Some(rig) = args.cloud_rig.as_ref().filter(|_| plan.wants(Measurement::Outage)) {
         let found = outage(rig, &keystead, &custody, plan, dir).await;
         report.outage = note(&mut report.failures, "outage", found).unwrap_or_default();
@@ -268,6 +274,34 @@ async fn outage(rig: &Path, keystead: &Path, custody: &Custody, plan: &Plan, dir
     daemon.stop().await?;
     cloud.stop().await?;
     Ok(cells)
+}
+
+/// Encrypt and Decrypt of a daemon that records each. It refuses what it cannot record, and a refusal ends the measurement: what is
+/// shown is of a trail without gaps.
+async fn audited(
+    keystead: &Path,
+    custody: &Custody,
+    plan: &Plan,
+    dir: &Path,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let dir = dir.join("audited");
+    std::fs::create_dir(&dir).doing(|| format!("make {}", dir.display()))?;
+    let table = "[audit]\nlevel = 'requests'\nfailure = 'stop'\n";
+    let installation = Installation::new(keystead, custody, &dir, table).await?;
+    let daemon = installation.start().await?;
+    let before = daemon.lines().await?;
+    let sealed = load::seal(&daemon.connection, SEALED, CALLERS).await?;
+    let echo = Echo::start(&dir, "echo", plan.workers, &lengths(&sealed)?).await?;
+    let calls = [Call::Encrypt, Call::Decrypt];
+    let kinds: Vec<_> = calls.iter().flat_map(|call| CONCURRENCIES.map(|concurrency| (*call, concurrency))).collect();
+    report.audited = Pair::of(&echo, &daemon, &Arc::new(sealed)).cells(&kinds, plan.rounds, plan.stretch).await?;
+    let after = daemon.lines().await?;
+    let measured = report.audited.iter().flat_map(|cell| &cell.keystead).map(|sample| sample.requests).sum::<u64>();
+    // What was answered while a stretch warmed up comes on top.
+    report.lines = Some(Lines { answered: measured, written: after.0 - before.0, lost: after.1 });
+    echo.stop().await?;
+    daemon.stop().await
 }
 
 /// Keeps why something was not measured.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use keystead_wire::admin::v1::GetStatusRequest;
+use keystead_wire::admin::v1::{GetStatusRequest, GetStatusResponse};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::child::{self, Running};
@@ -237,13 +237,23 @@ impl Daemon<'_> {
         Err(Failure::too_long("the outage to be noticed", START_LIMIT))
     }
 
-    pub async fn counts(&self) -> Result<Counts, Failure> {
+    /// Lines of the audit trail, and requests that it lacks.
+    pub async fn lines(&self) -> Result<(u64, u64), Failure> {
+        let audit = self.status().await?.audit.unwrap_or_default();
+        Ok((audit.last, audit.lost))
+    }
+
+    async fn status(&self) -> Result<GetStatusResponse, Failure> {
         let admin = Connection::open(&self.installation.dir.join("run/admin.sock")).await?;
         let status = tokio::time::timeout(COMMAND_LIMIT, admin.admin().get_status(GetStatusRequest {}))
             .await
             .map_err(|_| Failure::too_long("GetStatus", COMMAND_LIMIT))?
-            .map_err(|source| Failure::Refused { call: "GetStatus", source })?
-            .into_inner();
+            .map_err(|source| Failure::Refused { call: "GetStatus", source })?;
+        Ok(status.into_inner())
+    }
+
+    pub async fn counts(&self) -> Result<Counts, Failure> {
+        let status = self.status().await?;
         let metrics = self.metrics().await?;
         let device_operations = counter_by_operation(&metrics, DEVICE_OPERATIONS);
         if device_operations.is_empty() {
