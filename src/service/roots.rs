@@ -6,6 +6,7 @@
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{Generation, Keyring, RecoveryRoot, RootsChoice};
 use keystead_core::reason::Reason;
+use keystead_core::{RootId, RootKind};
 
 use super::lifecycle::Lifecycle;
 use super::rotation::{RotationError, RotationStep};
@@ -70,6 +71,12 @@ impl Lifecycle {
         Ok(generation)
     }
 
+    /// The cloud key that the configuration names, whatever the record says.
+    pub fn configured_root(&self) -> Option<(RootKind, RootId)> {
+        let identity = self.cloud.as_ref()?.upstream.identity();
+        Some((identity.kind, identity.root_id.clone()))
+    }
+
     fn choose(&self, change: &RootsChange, keyring: &Keyring) -> Result<RootsChoice, RootsError> {
         let mut next = keyring.roots_choice();
         let active_in_cloud = keyring.is_rooted_in_cloud();
@@ -113,9 +120,8 @@ impl Lifecycle {
 
     fn may_add_upstream(&self, keyring: &Keyring) -> Result<(), RootsError> {
         let cloud = self.cloud.as_ref().ok_or(RootsError::NoUpstream)?;
-        let identity = cloud.upstream.identity();
         let active = keyring.active().filter(|active| active.is_rooted_in_cloud()).and_then(Generation::upstream_wrap);
-        if active.is_some_and(|wrap| (wrap.root_kind, &wrap.root_id) == (identity.kind, &identity.root_id)) {
+        if active.map(|wrap| (wrap.root_kind, wrap.root_id.clone())) == self.configured_root() {
             return Err(RootsError::SameUpstream);
         }
         if active.is_none() && keyring.needs_cloud() {

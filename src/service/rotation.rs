@@ -175,6 +175,9 @@ impl Lifecycle {
             keyring.intend_roots(roots)?;
         }
         let cloud = self.cloud.as_ref().filter(|_| !keyring.next_roots().custody_only);
+        if cloud.is_some() {
+            self.prepare_marker();
+        }
         if let (Some(cloud), false) = (cloud, keyring.needs_cloud()) {
             // A keyring that has its root here moves it to the cloud. What an earlier one there left behind is over.
             let (identity, settings) = (cloud.upstream.identity(), &cloud.settings);
@@ -225,7 +228,8 @@ impl Lifecycle {
         let opened = cloud.open(keyring, prepared).await.map_err(RotationError::Upstream)?;
         cloud.note_success(&opened, keyring.upstream.as_ref(), cloud.clock.now());
         let renewed = self.machine.observe(Observation::Renewed, String::new(), None, self.now());
-        if renewed == Some(Effect::Restore) {
+        if renewed == Some(Effect::Restore) || self.marker_is_raised() {
+            // The marker may be of a key that was given up since.
             cloud.memory().restore = true;
         }
         if keyring.upstream.as_ref().is_some_and(|state| state.revoked.is_none()) {

@@ -37,11 +37,24 @@ fn text(generation: &Generation) -> String {
         ("State", generation.state.clone()),
         ("Created", moment(generation.created)),
         ("Activated", moment(generation.activated)),
-        ("Loaded", if generation.loaded { "yes" } else { "no, at its first Decrypt" }.to_owned()),
+        (
+            "Loaded",
+            if generation.loaded {
+                "yes"
+            } else if generation.fault.is_empty() {
+                "no, at its first Decrypt"
+            } else {
+                "no"
+            }
+            .to_owned(),
+        ),
         ("Requests", format!("{} encrypts, {} decrypts since the start", generation.encrypts, generation.decrypts)),
     ];
     if let Some(objects) = generation.objects {
         rows.push(("Objects", format!("{objects} by the newest scan of etcd")));
+    }
+    if !generation.fault.is_empty() {
+        rows.push(("Cannot open", generation.fault.clone()));
     }
     if !generation.forced.is_empty() {
         rows.push(("Forced", generation.forced.clone()));

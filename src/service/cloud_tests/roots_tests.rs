@@ -268,6 +268,21 @@ async fn way_home_is_refused_while_the_cloud_is_away_or_has_revoked_and_before_t
 }
 
 #[tokio::test]
+async fn marker_of_a_key_that_was_given_up_goes_when_the_key_moves_to_the_cloud_again() {
+    let mut world = World::bare();
+    world.init_as(None).await.unwrap();
+    world.start().await;
+    std::fs::write(world.path("revoked"), "").unwrap();
+    change(&world, RootsChange::AddUpstream).await.unwrap();
+    world.pass(120, 10).await;
+    assert!(!world.marker());
+    let sealed = world.encrypt(b"seed").unwrap();
+    world.cloud.says(Mood::Fails(FaultClass::Unreachable));
+    world.restart().await;
+    assert!(world.decrypts(&sealed, b"seed").await, "{}", world.reason());
+}
+
+#[tokio::test]
 async fn recovery_key_is_added_replaced_and_removed_with_new_generations_only() {
     for in_cloud in [false, true] {
         let mut world = World::bare();
