@@ -149,7 +149,7 @@ impl Lifecycle {
 
     /// Whether the configuration names another cloud key than the active generation's: what is served meanwhile is its
     /// offline copy, and a rotation is the way to the new key.
-    fn moves_root(&self) -> bool {
+    pub(super) fn moves_root(&self) -> bool {
         let serving = self.keys.serving();
         let active = serving.keys.as_ref().and_then(|keys| keys.active());
         let (Some(cloud), Some(wrap)) = (&self.cloud, active.and_then(|slot| slot.generation.upstream_wrap())) else {

@@ -224,3 +224,29 @@ async fn way_to_the_cloud_and_home_killed_half_way_is_finished_or_undone() {
         }
     }
 }
+
+#[tokio::test]
+async fn key_moves_to_another_cloud_key_that_the_configuration_names() {
+    let site = CloudSite::initialized("");
+    let daemon = site.serve().await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    assert!(daemon.stop().success());
+    let config = fs::read_to_string(site.site.config()).unwrap();
+    fs::write(site.site.config(), config.replace(site.cloud.key(), site.cloud.other_key())).unwrap();
+    let mut daemon = site.site.spawn(&[]);
+    daemon.until_serving().await;
+    let status = daemon.until("told", |status| status.availability == "degraded").await;
+    assert!(told(&status).contains("`keystead roots add upstream` moves the key"), "{}", told(&status));
+    let refused = run(&site.site, "roots remove upstream --yes --force test").expect_failure(4);
+    assert!(refused.contains("another cloud key"), "{refused}");
+    run(&site.site, "roots add upstream --yes").expect_success();
+    let status = daemon.until("moved", |status| status.availability == "online").await;
+    let gone = format!("root alibaba-kms {} was taken from the key", site.cloud.key());
+    assert!(told(&status).contains(&gone), "{}", told(&status));
+    let listed = json(run(&site.site, "roots list --output json"));
+    let active: Vec<&Value> =
+        listed["roots"].as_array().unwrap().iter().filter(|root| root["opens_active"] == true).collect();
+    assert_eq!((active.len(), active[0]["id"].as_str()), (1, Some(site.cloud.other_key())));
+    assert_eq!(opens(&daemon, &sealed).await.unwrap(), b"seed");
+    assert!(daemon.stop().success());
+}
