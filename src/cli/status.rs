@@ -105,6 +105,7 @@ fn report(status: &GetStatusResponse) -> Report {
         "reboot": survival(status.reboot.as_ref()),
         "actions": status.actions,
         "warnings": status.warnings,
+        "shut": (!status.shut.is_empty()).then_some(&status.shut),
     });
     let exit = if status.availability == "online" { Exit::Done } else { Exit::NotServing };
     Report { text: text(status, &custody, sandbox), json, exit }

@@ -115,9 +115,12 @@ impl AdminService {
             status.warnings.extend(deletions);
             let known = warnings(keyring, &status);
             status.warnings.extend(known);
-            status.warnings.extend(roots::closed(keyring, serving.cloud_closed.as_ref()));
-            let upstream = self.lifecycle.upstream().map(|upstream| upstream.identity());
-            status.warnings.extend(roots::disagreement(keyring, upstream));
+            if let Some(shut) = roots::closed(keyring, serving.cloud_closed.as_ref()) {
+                // Where nothing needs them any more it is a fact, and no risk.
+                status.warnings.extend(keyring.rewritten().is_err().then(|| shut.clone()));
+                status.shut = shut;
+            }
+            status.warnings.extend(roots::disagreement(keyring, self.lifecycle.configured_root()));
             let open = keys.slots().filter(|slot| serving.closed_to(&slot.generation).is_none());
             let faults = open.filter_map(|slot| Some((slot.generation.number, slot.fault()?)));
             status

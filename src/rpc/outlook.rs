@@ -46,7 +46,15 @@ fn custody_state(status: &GetStatusResponse) -> &str {
     status.custody.as_ref().map_or("starting", |custody| custody.state.as_str())
 }
 
+/// Nothing in etcd is under an older generation.
+fn is_rewritten(status: &GetStatusResponse) -> bool {
+    status.scan.as_ref().is_some_and(|scan| scan.rewritten)
+}
+
 fn apiserver_restart(status: &GetStatusResponse) -> Survival {
+    if serves(status) && !status.shut.is_empty() && !is_rewritten(status) {
+        return no(format!("it would not read Secrets under what is shut. {}", capitalised(&status.shut)));
+    }
     if serves(status) {
         return yes("it asks Status, Encrypt and Decrypt, and all are answered from memory");
     }
@@ -61,7 +69,11 @@ fn reboot(status: &GetStatusResponse) -> Survival {
         "ready" => {}
         state => return no(format!("custody is {state}: without it a new daemon cannot read its store")),
     }
-    let Some(upstream) = status.upstream.as_ref().filter(|upstream| !upstream.up && !upstream.older_only) else {
+    if !status.shut.is_empty() && !is_rewritten(status) {
+        return no("Secrets under what is shut are readable only where they are cached");
+    }
+    let matters = |upstream: &&Upstream| !upstream.up && !(upstream.older_only && is_rewritten(status));
+    let Some(upstream) = status.upstream.as_ref().filter(matters) else {
         return yes("");
     };
     if upstream.fault_class == "corrupt" {
@@ -143,6 +155,11 @@ fn actions(status: &GetStatusResponse) -> Vec<String> {
         "credential-fault" => "put a valid credential into the credentials file; no restart is needed".into(),
         "billing" => "settle the cloud account: nobody renews for an account in debt".into(),
         "denied" => "give this credential the right to use the key, or the key is taken as revoked".into(),
+        "key-disabled" | "key-gone" if upstream.older_only => {
+            "if it was not meant, enable the key in the cloud console; \
+             else what Secrets are under older generations is lost with it"
+                .into()
+        }
         "corrupt" => "compare upstream.key with `keystead roots list`: the cloud answered for another key".into(),
         _ => "`keystead upstream check` shows where the way to the cloud ends; it is tried again by itself".to_owned(),
     });
@@ -150,6 +167,11 @@ fn actions(status: &GetStatusResponse) -> Vec<String> {
         actions.push("if the cloud stays away: `keystead lease extend --grant FILE` gives more time".into());
     }
     actions
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// `71h 5m`, `4m 3s`: hours are what people count an outage in.
@@ -165,7 +187,7 @@ fn span(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keystead_wire::admin::v1::Custody;
+    use keystead_wire::admin::v1::{Custody, Scan};
 
     fn status(availability: &str, custody: &str, upstream: Option<Upstream>) -> GetStatusResponse {
         let mut status = GetStatusResponse {
@@ -244,9 +266,18 @@ mod tests {
 
     #[test]
     fn outage_of_a_cloud_that_only_older_generations_need_ends_nothing_else() {
-        let upstream = |left, up| Upstream { older_only: true, copies_complete: false, up, ..outage(left).unwrap() };
+        let upstream = |left, up| Upstream { older_only: true, up, ..outage(left).unwrap() };
         let away = status("online", "ready", Some(upstream(3600, false)));
         assert_eq!(survives(&away), (true, true));
+        // Beyond the lease, a machine that starts would shut them; which is nothing to Secrets that are rewritten.
+        let mut ending = status("online", "ready", Some(upstream(60, false)));
+        assert_eq!(survives(&ending), (true, false));
+        ending.shut = "generations 2 cannot be opened".into();
+        explain(&mut ending);
+        assert_eq!(survives(&ending), (false, false));
+        ending.scan = Some(Scan { rewritten: true, ..Scan::default() });
+        explain(&mut ending);
+        assert_eq!(survives(&ending), (true, true));
         let told = |status: &GetStatusResponse| status.upstream.as_ref().unwrap().consequence.clone();
         assert!(told(&away).ends_with("The others go on") && told(&away).contains("in 1h 0m"), "{}", told(&away));
         assert!(told(&status("online", "ready", Some(upstream(0, false)))).contains("used up"));

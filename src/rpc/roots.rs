@@ -24,7 +24,6 @@ use crate::service::keys::Closed;
 use crate::service::lifecycle::Lifecycle;
 use crate::service::roots::RootsChange;
 use crate::service::rotation::{RotationError, RotationStep};
-use crate::upstream::contract::UpstreamIdentity;
 
 /// A reason to go on although older generations may be needed; empty is none.
 pub(super) fn forced(reason: &str) -> Result<Option<Reason>, Status> {
@@ -180,17 +179,17 @@ pub(super) fn warnings(keyring: &Keyring) -> Vec<String> {
 
 /// That generations rooted in the cloud are shut, and why.
 pub(super) fn closed(keyring: &Keyring, closed: Option<&Closed>) -> Option<String> {
-    closed.map(|closed| format!("generations {} cannot be opened: {}", in_cloud(keyring), closed.reason))
+    closed.map(|closed| format!("{} cannot be opened: {}", in_cloud(keyring), closed.reason))
 }
 
 /// Where configuration and record do not say the same of the cloud: a line of what that means. A record that needs the cloud
 /// while the configuration names none says so by what is sealed or shut.
-pub(super) fn disagreement(keyring: &Keyring, configured: Option<&UpstreamIdentity>) -> Option<String> {
-    let identity = configured?;
+pub(super) fn disagreement(keyring: &Keyring, configured: Option<(RootKind, RootId)>) -> Option<String> {
+    let (kind, root_id) = configured?;
     let active = keyring.active()?;
-    let named = format!("[upstream] names {} {}", identity.kind, id(identity.kind, &identity.root_id));
+    let named = format!("[upstream] names {kind} {}", id(kind, &root_id));
     if let Some(wrap) = active.upstream_wrap().filter(|_| active.is_rooted_in_cloud()) {
-        let same = (wrap.root_kind, &wrap.root_id) == (identity.kind, &identity.root_id);
+        let same = (wrap.root_kind, &wrap.root_id) == (kind, &root_id);
         let root = id(wrap.root_kind, &wrap.root_id);
         let moves = "`keystead roots add upstream` moves the key";
         return (!same).then(|| format!("{named}, but the active generation's root is {root}: {moves}"));
@@ -201,7 +200,7 @@ pub(super) fn disagreement(keyring: &Keyring, configured: Option<&UpstreamIdenti
              the key to the cloud"
         ),
         (true, true) if keyring.rewritten().is_err() => format!(
-            "{named}, but new generations stay in custody (`keystead roots remove upstream`): it is needed for generations {} until \
+            "{named}, but new generations stay in custody (`keystead roots remove upstream`): it is needed for {} until \
              every Secret is rewritten",
             in_cloud(keyring)
         ),
@@ -212,10 +211,11 @@ pub(super) fn disagreement(keyring: &Keyring, configured: Option<&UpstreamIdenti
     })
 }
 
-/// Numbers of the generations that decrypt and are rooted in the cloud.
+/// `generation 2`, `generations 2, 3`: those that decrypt and are rooted in the cloud.
 fn in_cloud(keyring: &Keyring) -> String {
     let generations = keyring.generations.iter().filter(|each| each.decrypts() && each.is_rooted_in_cloud());
-    generations.map(|generation| generation.number.to_string()).collect::<Vec<_>>().join(", ")
+    let numbers: Vec<_> = generations.map(|generation| generation.number.to_string()).collect();
+    format!("generation{} {}", if numbers.len() == 1 { "" } else { "s" }, numbers.join(", "))
 }
 
 /// `None`: nothing in etcd needs it, and nothing was passed over.
@@ -340,27 +340,20 @@ mod tests {
 
     #[test]
     fn configuration_and_record_that_differ_are_told_in_a_line() {
-        let identity = |key: &[u8]| UpstreamIdentity {
-            kind: RootKind::AlibabaKms,
-            root_id: RootId::new(key).unwrap(),
-            named: "a key".into(),
-            provider: "a cloud",
-            region: String::new(),
-            endpoint: String::new(),
-        };
-        let (one, two) = (identity(b"key-1"), identity(b"key-2"));
+        let named = |key: &[u8]| Some((RootKind::AlibabaKms, RootId::new(key).unwrap()));
+        let (one, two) = (named(b"key-1"), named(b"key-2"));
         const LOCAL: Wraps = &[(RootKind::Pkcs11, b"a1")];
         const CLOUD: Wraps = &[(RootKind::AlibabaKms, b"key-1")];
-        let told = |ring: &Keyring, identity| disagreement(ring, identity).unwrap_or_default();
+        let told = |ring: &Keyring, named| disagreement(ring, named).unwrap_or_default();
         let ring = keyring(&[LOCAL, CLOUD]);
-        assert_eq!(told(&ring, Some(&one)), "");
-        assert!(told(&ring, Some(&two)).contains("roots add upstream"), "{}", told(&ring, Some(&two)));
+        assert_eq!(told(&ring, one.clone()), "");
+        assert!(told(&ring, two.clone()).contains("roots add upstream"), "{}", told(&ring, two.clone()));
         let mut ring = keyring(&[CLOUD, LOCAL]);
-        assert!(told(&ring, Some(&one)).contains("the next rotation"), "{}", told(&ring, Some(&one)));
+        assert!(told(&ring, one.clone()).contains("the next rotation"), "{}", told(&ring, one.clone()));
         ring.custody_only = true;
-        assert!(told(&ring, Some(&one)).contains("needed for generations 1 until"), "{}", told(&ring, Some(&one)));
+        assert!(told(&ring, one.clone()).contains("needed for generation 1 until"), "{}", told(&ring, one.clone()));
         scanned(&mut ring, &[0, 5], 0);
-        assert!(told(&ring, Some(&one)).contains("take [upstream] out"), "{}", told(&ring, Some(&one)));
+        assert!(told(&ring, one.clone()).contains("take [upstream] out"), "{}", told(&ring, one.clone()));
         assert_eq!(told(&ring, None), "");
     }
 

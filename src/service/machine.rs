@@ -162,14 +162,12 @@ impl Inner {
         }
         let reason = match self.state.is_revoked() {
             true => format!(
-                "their root is in the cloud, which has revoked the key ({}). They come back by themselves once the cloud \
-                 opens the key again; nothing else lifts it",
+                "the root is in the cloud, which has revoked the key ({}). Only the cloud gives it back, by opening the key again",
                 self.revocation
             ),
             false => format!(
-                "their root is in the cloud, which has not opened the key for too long ({}): the lease is used up. They \
-                 come back by themselves once the cloud opens the key again, or by a signed grant: `keystead lease extend \
-                 --grant FILE`",
+                "the root is in the cloud, which has not opened the key for too long ({}): the lease is used up. It comes back \
+                 once the cloud opens the key again, or by a signed grant: `keystead lease extend --grant FILE`",
                 self.upstream
             ),
         };

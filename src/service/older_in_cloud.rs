@@ -14,9 +14,9 @@ use super::explain::explain;
 use super::keys::{Closed, Keys};
 use super::lifecycle::Lifecycle;
 
-const NO_UPSTREAM: &str = "their root is in the cloud, and the configuration has no [upstream]. `keystead roots list` says \
+const NO_UPSTREAM: &str = "the root is in the cloud, and the configuration has no [upstream]. `keystead roots list` says \
      whether objects in etcd need them; if so, put [upstream] back";
-const NOT_ASKED: &str = "their root is in the cloud, which is asked first";
+const NOT_ASKED: &str = "the root is in the cloud, which is asked first";
 
 impl Lifecycle {
     /// Begins as [`Self::start_in_cloud`] does, for the older generations alone: nothing here can keep the active one from
@@ -79,7 +79,7 @@ impl Lifecycle {
             None if !asked && keyring.needs_cloud() => return,
             Some(fault) if fault.class == FaultClass::Corrupt => {
                 // Not an upstream that is away: what it was sent, or what it answered, is wrong.
-                let reason = format!("their root is in the cloud, which does not open them: {}", fault.detail);
+                let reason = format!("the root is in the cloud, which does not open them: {}", fault.detail);
                 return self.machine.hold_cloud(Some(Closed { reason, passes: false }));
             }
             _ => {}

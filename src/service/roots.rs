@@ -3,9 +3,12 @@
 //! What is asked for is judged against the record under the turn of the rotation that carries it out. The choice travels in
 //! the rotation's intent: it becomes the keyring's with the activation, and is gone with a rotation that is rolled back.
 
+use keystead_core::FaultClass;
+use keystead_core::availability::{Availability, Observation};
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{Generation, Keyring, RecoveryRoot, RootsChoice};
 use keystead_core::reason::Reason;
+use keystead_core::{RootId, RootKind};
 
 use super::lifecycle::Lifecycle;
 use super::rotation::{RotationError, RotationStep};
@@ -64,10 +67,47 @@ impl Lifecycle {
         force: Option<Reason>,
         progress: impl Fn(RotationStep),
     ) -> Result<Generation, RotationError> {
+        self.ask_beforehand(&change).await.map_err(RotationError::Roots)?;
         let choose = |keyring: &Keyring| self.choose(&change, keyring).map(Some).map_err(RotationError::Roots);
         let generation = self.rotate_with(force, progress, choose).await?;
         tracing::warn!(?change, generation = %generation.number, "the roots were changed");
         Ok(generation)
+    }
+
+    /// Refuses what the cloud does not carry, before anything is written. Whether the daemon may rotate at all is judged later.
+    async fn ask_beforehand(&self, change: &RootsChange) -> Result<(), RootsError> {
+        let online = self.keys.serving().availability == Availability::Online;
+        let (Some(keyring), Some(cloud)) = (self.keyring(), &self.cloud) else { return Ok(()) };
+        match change {
+            RootsChange::AddUpstream if online || self.moves_root() => {
+                self.choose(change, &keyring)?;
+                match cloud.upstream.describe().await {
+                    Err(error) if !passes_over(error.class) => Err(RootsError::CloudAway(error.to_string())),
+                    _ => Ok(()),
+                }
+            }
+            // The last renewal may be some time ago, and what was revoked since must not come home.
+            RootsChange::RemoveUpstream if online => {
+                self.choose(change, &keyring)?;
+                match self.ask(cloud, &keyring).await {
+                    Ok(_) => {
+                        self.observe(Observation::Renewed, String::new(), None);
+                        Ok(())
+                    }
+                    Err(error) => {
+                        self.upstream_failed(&error).await;
+                        Err(RootsError::CloudAway(error.to_string()))
+                    }
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The cloud key that the configuration names, whatever the record says.
+    pub fn configured_root(&self) -> Option<(RootKind, RootId)> {
+        let identity = self.cloud.as_ref()?.upstream.identity();
+        Some((identity.kind, identity.root_id.clone()))
     }
 
     fn choose(&self, change: &RootsChange, keyring: &Keyring) -> Result<RootsChoice, RootsError> {
@@ -113,9 +153,8 @@ impl Lifecycle {
 
     fn may_add_upstream(&self, keyring: &Keyring) -> Result<(), RootsError> {
         let cloud = self.cloud.as_ref().ok_or(RootsError::NoUpstream)?;
-        let identity = cloud.upstream.identity();
         let active = keyring.active().filter(|active| active.is_rooted_in_cloud()).and_then(Generation::upstream_wrap);
-        if active.is_some_and(|wrap| (wrap.root_kind, &wrap.root_id) == (identity.kind, &identity.root_id)) {
+        if active.map(|wrap| (wrap.root_kind, wrap.root_id.clone())) == self.configured_root() {
             return Err(RootsError::SameUpstream);
         }
         if active.is_none() && keyring.needs_cloud() {
@@ -130,4 +169,9 @@ impl Lifecycle {
         }
         Ok(())
     }
+}
+
+/// Describing a key is a right of its own, and some services have none such: only the use of the key shows more.
+fn passes_over(class: FaultClass) -> bool {
+    matches!(class, FaultClass::Denied | FaultClass::Unclassified | FaultClass::Corrupt)
 }

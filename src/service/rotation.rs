@@ -153,7 +153,7 @@ impl Lifecycle {
 
     /// Whether the configuration names another cloud key than the active generation's: what is served meanwhile is its
     /// offline copy, and a rotation is the way to the new key.
-    fn moves_root(&self) -> bool {
+    pub(super) fn moves_root(&self) -> bool {
         let serving = self.keys.serving();
         let active = serving.keys.as_ref().and_then(|keys| keys.active());
         let (Some(cloud), Some(wrap)) = (&self.cloud, active.and_then(|slot| slot.generation.upstream_wrap())) else {
@@ -179,6 +179,9 @@ impl Lifecycle {
             keyring.intend_roots(roots)?;
         }
         let cloud = self.cloud.as_ref().filter(|_| !keyring.next_roots().custody_only);
+        if cloud.is_some() {
+            self.prepare_marker();
+        }
         if let (Some(cloud), false) = (cloud, keyring.needs_cloud()) {
             // A keyring that has its root here moves it to the cloud. What an earlier one there left behind is over.
             let (identity, settings) = (cloud.upstream.identity(), &cloud.settings);
@@ -230,7 +233,8 @@ impl Lifecycle {
         let opened = cloud.open(keyring, prepared).await.map_err(RotationError::Upstream)?;
         cloud.note_success(&opened, keyring.upstream.as_ref(), cloud.clock.now());
         let renewed = self.machine.observe(Observation::Renewed, String::new(), None, self.now());
-        if renewed == Some(Effect::Restore) {
+        if renewed == Some(Effect::Restore) || self.marker_is_raised() {
+            // The marker may be of a key that was given up since.
             cloud.memory().restore = true;
         }
         if keyring.upstream.as_ref().is_some_and(|state| state.revoked.is_none()) {

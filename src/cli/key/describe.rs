@@ -40,7 +40,8 @@ fn loaded(generation: &Generation, disabled: Option<&Disabled>) -> &'static str 
         (true, ..) => "yes",
         (false, "destroyed", _) => "no, never again",
         (false, _, Some(_)) => "no, not before the key is enabled",
-        (false, _, None) => "no, at its first Decrypt",
+        (false, _, None) if generation.fault.is_empty() => "no, at its first Decrypt",
+        (false, _, None) => "no",
     }
 }
 
@@ -60,6 +61,9 @@ fn text(generation: &Generation, disabled: Option<&Disabled>) -> String {
     }
     if let Some(objects) = generation.objects {
         rows.push(("Objects", format!("{objects} by the newest scan of etcd")));
+    }
+    if !generation.fault.is_empty() {
+        rows.push(("Cannot open", generation.fault.clone()));
     }
     if !generation.forced.is_empty() {
         rows.push(("Forced", generation.forced.clone()));

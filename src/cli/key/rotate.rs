@@ -69,12 +69,14 @@ fn look_first(failure: Failure) -> Failure {
 }
 
 fn text(made: &Generation) -> String {
-    format!("Rotated.\n{}", after(made))
+    format!("Rotated.\n{}", after(made, None))
 }
 
 /// What a new generation leaves to be done.
-pub(in crate::cli) fn after(made: &Generation) -> String {
-    let rows = table::fields(&[("Generation", made.number.to_string()), ("Key ID", made.key_id.clone())]);
+pub(in crate::cli) fn after(made: &Generation, roots: Option<String>) -> String {
+    let mut rows = vec![("Generation", made.number.to_string()), ("Key ID", made.key_id.clone())];
+    rows.extend(roots.map(|roots| ("Roots", roots)));
+    let rows = table::fields(&rows);
     format!(
         "{rows}\nkube-apiserver takes the new key within a minute. Secrets written before stay under the old\n\
          one until they are rewritten:\n  kubectl get secrets --all-namespaces -o json | kubectl replace -f -\n\

@@ -115,9 +115,8 @@ async fn carry_out(
     let (steps, made) = follow(&daemon.connection, call, format).await?;
     let roots: Vec<_> = made.roots.iter().map(|root| format!("{} {}", root.kind, root.id)).collect();
     let text = format!(
-        "Roots of the new generation: {}.\n{}Older generations keep their roots: `keystead roots list` says what still needs them.\n",
-        roots.join(", "),
-        after(&made)
+        "Changed, for new generations.\n{}Older generations keep their roots; `keystead roots list` says what they still open.\n",
+        after(&made, Some(roots.join(", ")))
     );
     Ok(Report::done(text, json!({ "steps": steps, "generation": generation::json(&made) })))
 }

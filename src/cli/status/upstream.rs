@@ -43,8 +43,9 @@ pub(super) fn json(upstream: &Upstream) -> Value {
 }
 
 pub(super) fn rows(upstream: &Upstream) -> Vec<(&'static str, String)> {
+    let older = if upstream.older_only { "; for older generations only" } else { "" };
     let mut rows = vec![
-        ("Upstream", format!("{}, key {} at {}", upstream.provider, upstream.key, upstream.endpoint)),
+        ("Upstream", format!("{}, key {} at {}{older}", upstream.provider, upstream.key, upstream.endpoint)),
         ("Contact", contact(upstream)),
     ];
     let total = time::span(upstream.lease_total_seconds);

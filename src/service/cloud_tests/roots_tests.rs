@@ -268,6 +268,52 @@ async fn way_home_is_refused_while_the_cloud_is_away_or_has_revoked_and_before_t
 }
 
 #[tokio::test]
+async fn cloud_is_asked_before_anything_is_written_and_what_it_says_is_acted_upon() {
+    // Since the last renewal nobody has noticed.
+    for class in [FaultClass::Unreachable, FaultClass::KeyDisabled] {
+        let world = World::online().await;
+        let number = world.record().last_number;
+        world.cloud.says(Mood::Fails(class));
+        let refused = change(&world, RootsChange::RemoveUpstream).await.unwrap_err();
+        assert!(matches!(refused, RotationError::Roots(RootsError::CloudAway(_))), "{refused}");
+        assert_eq!(world.record().last_number, number);
+        assert_eq!(world.serves(), class == FaultClass::Unreachable, "a key that was revoked is served on");
+    }
+    let mut world = World::bare();
+    world.init_as(None).await.unwrap();
+    world.start().await;
+    for class in [FaultClass::Unreachable, FaultClass::KeyGone, FaultClass::CredentialFault] {
+        world.cloud.says(Mood::Fails(class));
+        let refused = change(&world, RootsChange::AddUpstream).await.unwrap_err();
+        assert!(matches!(refused, RotationError::Roots(RootsError::CloudAway(_))), "{refused}");
+        assert_eq!((world.record().last_number.0, world.availability()), (1, Availability::Online));
+    }
+    // It only says more when it is used: then what was begun is rolled back.
+    world.cloud.says(Mood::Fails(FaultClass::Denied));
+    let failed = change(&world, RootsChange::AddUpstream).await.unwrap_err();
+    assert!(matches!(failed, RotationError::Upstream(_)), "{failed}");
+    world.tend().await;
+    assert!(world.record().rotation.is_none() && !world.record().generations[0].is_rooted_in_cloud());
+    world.cloud.says(Mood::Works);
+    change(&world, RootsChange::AddUpstream).await.unwrap();
+}
+
+#[tokio::test]
+async fn marker_of_a_key_that_was_given_up_goes_when_the_key_moves_to_the_cloud_again() {
+    let mut world = World::bare();
+    world.init_as(None).await.unwrap();
+    world.start().await;
+    std::fs::write(world.path("revoked"), "").unwrap();
+    change(&world, RootsChange::AddUpstream).await.unwrap();
+    world.pass(120, 10).await;
+    assert!(!world.marker());
+    let sealed = world.encrypt(b"seed").unwrap();
+    world.cloud.says(Mood::Fails(FaultClass::Unreachable));
+    world.restart().await;
+    assert!(world.decrypts(&sealed, b"seed").await, "{}", world.reason());
+}
+
+#[tokio::test]
 async fn recovery_key_is_added_replaced_and_removed_with_new_generations_only() {
     for in_cloud in [false, true] {
         let mut world = World::bare();

@@ -85,7 +85,7 @@ async fn key_goes_to_the_cloud_and_home_with_all_data_readable_at_every_step() {
     let status = daemon.status().await;
     assert_eq!((status.active_generation, status.durable_roots.clone()), (3, vec!["pkcs11".to_owned()]));
     let told_now = told(&status);
-    assert!(told_now.contains("needed for generations 2 until"), "{told_now}");
+    assert!(told_now.contains("needed for generation 2 until"), "{told_now}");
     assert!(told_now.contains("root alibaba-kms") && told_now.contains("unknown number"), "{told_now}");
     let home = encrypt(&mut daemon.kms().await, b"home").await;
     let all = [(&token, &b"token"[..]), (&cloud, b"cloud"), (&home, b"home")];
@@ -128,7 +128,9 @@ async fn key_goes_to_the_cloud_and_home_with_all_data_readable_at_every_step() {
     let daemon = site.site.serve().await;
     let status = daemon.status().await;
     assert_eq!((status.availability.as_str(), status.upstream.is_none()), ("online", true));
-    assert!(told(&status).contains("generations 2 cannot be opened"), "{}", told(&status));
+    assert!(status.shut.contains("generation 2 cannot be opened"), "{}", status.shut);
+    assert!(!told(&status).contains("generation 2"), "nothing needs it: {}", told(&status));
+    assert!(status.apiserver_restart.as_ref().unwrap().survives);
     assert_eq!(opens(&daemon, &cloud).await, Err(Code::FailedPrecondition));
     for (sealed, seed) in [(&token, &b"token"[..]), (&home, b"home"), (&fresh, b"fresh")] {
         assert_eq!(opens(&daemon, sealed).await.unwrap(), seed);
@@ -152,10 +154,11 @@ async fn revocation_after_the_way_home_bites_what_is_rooted_in_the_cloud_and_no_
 
     let store = site.site.path().join("store");
     site.cloud.act("disable-key");
-    let shut = |status: &GetStatusResponse| told(status).contains("generations 2 cannot be opened");
+    let shut = |status: &GetStatusResponse| told(status).contains("generation 2 cannot be opened");
     let status = daemon.until("told", shut).await;
     assert_eq!(status.availability, "online");
     assert!(told(&status).contains("revoked the key"), "{}", told(&status));
+    assert!(!status.apiserver_restart.as_ref().unwrap().survives, "an apiserver that starts reads all Secrets");
     let served = async |daemon: &Daemon| {
         assert_eq!(opens(daemon, &cloud).await, Err(Code::FailedPrecondition));
         for (sealed, seed) in [(&token, &b"token"[..]), (&home, b"home")] {
@@ -220,4 +223,30 @@ async fn way_to_the_cloud_and_home_killed_half_way_is_finished_or_undone() {
             assert!(daemon.stop().success());
         }
     }
+}
+
+#[tokio::test]
+async fn key_moves_to_another_cloud_key_that_the_configuration_names() {
+    let site = CloudSite::initialized("");
+    let daemon = site.serve().await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    assert!(daemon.stop().success());
+    let config = fs::read_to_string(site.site.config()).unwrap();
+    fs::write(site.site.config(), config.replace(site.cloud.key(), site.cloud.other_key())).unwrap();
+    let mut daemon = site.site.spawn(&[]);
+    daemon.until_serving().await;
+    let status = daemon.until("told", |status| status.availability == "degraded").await;
+    assert!(told(&status).contains("`keystead roots add upstream` moves the key"), "{}", told(&status));
+    let refused = run(&site.site, "roots remove upstream --yes --force test").expect_failure(4);
+    assert!(refused.contains("another cloud key"), "{refused}");
+    run(&site.site, "roots add upstream --yes").expect_success();
+    let status = daemon.until("moved", |status| status.availability == "online").await;
+    let gone = format!("root alibaba-kms {} was taken from the key", site.cloud.key());
+    assert!(told(&status).contains(&gone), "{}", told(&status));
+    let listed = json(run(&site.site, "roots list --output json"));
+    let active: Vec<&Value> =
+        listed["roots"].as_array().unwrap().iter().filter(|root| root["opens_active"] == true).collect();
+    assert_eq!((active.len(), active[0]["id"].as_str()), (1, Some(site.cloud.other_key())));
+    assert_eq!(opens(&daemon, &sealed).await.unwrap(), b"seed");
+    assert!(daemon.stop().success());
 }

@@ -80,6 +80,10 @@ impl Cloud {
         self.fact("/keys/main")
     }
 
+    pub fn other_key(&self) -> &str {
+        self.fact("/keys/other")
+    }
+
     /// The `[upstream]` table that leads here. `extra` may overrule what is quick here and slow in life.
     pub fn table(&self, extra: &str) -> String {
         let (tokens, instance) = match self.vendor {
