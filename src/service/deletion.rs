@@ -105,6 +105,12 @@ impl Lifecycle {
             return Err(DeleteError::Wait { least });
         }
         let _turn = self.turn.lock().await;
+        self.changeable().await.map_err(DeleteError::Refused)?;
+        for report in self.deletions() {
+            if let Some(why) = self.evidence(&report) {
+                self.suspend(report.generation.number, why).await;
+            }
+        }
         let mut keyring = self.changeable().await.map_err(DeleteError::Refused)?;
         let generation = keyring.named(&request.generation)?;
         let (number, key_id) = (generation.number, generation.key_id.clone());
@@ -172,7 +178,7 @@ impl Lifecycle {
             (None, true) => (Standing::Held, self.obstacle(keyring, number).unwrap_or_default()),
             (None, false) => (Standing::Waiting, unproven(keyring, number).unwrap_or_default()),
         };
-        let decrypts = self.slot(&generation.key_id).map_or(0, |slot| slot.pending_decrypts());
+        let decrypts = self.slot(&generation.key_id).map_or(0, |slot| slot.pending_use.decrypts());
         let backups = keyring.backups_of(number).map(|backup| backup.name.to_string()).collect();
         Some(DeletionReport { generation: generation.clone(), pending, left, decrypts, standing, detail, backups })
     }
@@ -216,12 +222,11 @@ impl Lifecycle {
             self.finish_deletions().await;
         }
         for report in self.deletions() {
-            if report.standing == Standing::Suspended {
-                continue;
-            }
             let number = report.generation.number;
             if let Some(why) = self.evidence(&report) {
                 self.suspend(number, why).await;
+            } else if report.standing == Standing::Suspended {
+                continue;
             } else if report.left.is_zero() && report.detail.is_empty() {
                 self.destroy(number).await;
             }
@@ -239,12 +244,25 @@ impl Lifecycle {
         }
     }
 
-    /// What shows that a generation is needed although it waits for its deletion.
+    /// What shows that a generation is needed although it waits for its deletion, and is not noted yet. Of one that is
+    /// suspended: what speaks against the scan by which it might be scheduled anew.
     fn evidence(&self, report: &DeletionReport) -> Option<Suspension> {
-        if report.decrypts > 0 {
+        let keyring = self.keyring()?;
+        let is_suspended = report.standing == Standing::Suspended;
+        let used = self.slot(&report.generation.key_id).is_some_and(|slot| slot.pending_use.is_news());
+        if used && (!is_suspended || keyring.scan.is_some()) {
             return Some(Suspension::Decrypts { since: unix_now() });
         }
-        self.keyring()?.contradiction(report.generation.number, unix_now())
+        keyring.contradiction(report.generation.number, unix_now()).filter(|_| !is_suspended)
+    }
+
+    /// A scan was recorded: what was decrypted before under a suspended generation, it has had the chance to see.
+    pub(super) fn note_scanned(&self, keyring: &Keyring) {
+        for (generation, pending) in keyring.pending() {
+            if let (Some(_), Some(slot)) = (&pending.suspended, self.slot(&generation.key_id)) {
+                slot.pending_use.was_scanned();
+            }
+        }
     }
 
     async fn suspend(&self, number: GenerationNumber, why: Suspension) {
@@ -277,7 +295,7 @@ impl Lifecycle {
             slot.wipe();
         }
         fail::fail_point!("deletion.wiped");
-        if slot.as_ref().is_some_and(|slot| slot.pending_decrypts() > 0) {
+        if slot.as_ref().is_some_and(|slot| slot.pending_use.is_news()) {
             // Slots of their own, which load again; the next look suspends it.
             self.republish();
             self.record(ACTION, Phase::Failed, with(details, "reason", "decrypted at the last moment")).await;
