@@ -8,6 +8,7 @@ pub mod clock;
 pub mod cloud;
 pub mod cloud_view;
 pub mod deletion;
+mod destruction;
 pub mod epoch;
 pub mod explain;
 mod identity;
