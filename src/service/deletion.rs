@@ -1,9 +1,6 @@
-//! The end of a generation: scheduled, cancelled, suspended, carried out.
+//! A deletion as people see it: scheduled, cancelled, and how it stands. [`super::destruction`] carries it out.
 //!
-//! Destroying goes in this order: intent recorded → KEK wiped from memory → tombstone persisted with an epoch roll → shown →
-//! the token's CMKs destroyed → recorded as done. Killed anywhere it goes on at the next start: before the tombstone the
-//! generation is whole, and behind it the record names what is left on the token. Waits go by served time alone; what is
-//! not stored of it does not count ([`keystead_core::waiting_period`]).
+//! Waits go by served time alone; what is not stored of it does not count ([`keystead_core::waiting_period`]).
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -13,23 +10,16 @@ use keystead_core::availability::Availability;
 use keystead_core::keyring::{DeletionError, Generation, GenerationState, Keyring, Pending, Suspension};
 use keystead_core::waiting_period::{MAX_WAIT, ServedTime};
 use keystead_core::{GenerationNumber, KeyId};
-use serde_json::{Map, Value, json};
 
+use super::clock::unix_now;
 use super::clock::unix_now;
 use super::epoch::LoadError;
 use super::explain::explain;
 use super::keys::{Keys, Slot};
 use super::lifecycle::Lifecycle;
-use crate::audit::Phase;
 
 /// Without a word on it.
 const DEFAULT_WAIT: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Served time between two stores of a countdown: two syncs each make about 50 a day, and only while something waits.
-const STORE_EVERY: u64 = 3600;
-
-/// What the audit trail calls this part of the daemon, and a destruction.
-const PART: &str = "deletion";
-const ACTION: &str = "destroy-generation";
 
 /// A deletion that a person asks for.
 #[derive(Debug, Clone)]
@@ -106,6 +96,12 @@ impl Lifecycle {
             return Err(DeleteError::Wait { least });
         }
         let _turn = self.turn.lock().await;
+        self.changeable().await.map_err(DeleteError::Refused)?;
+        for report in self.deletions() {
+            if let Some(why) = self.evidence(&report) {
+                self.suspend(report.generation.number, why).await;
+            }
+        }
         let mut keyring = self.changeable().await.map_err(DeleteError::Refused)?;
         let generation = keyring.named(&request.generation)?;
         let (number, key_id) = (generation.number, generation.key_id.clone());
@@ -117,8 +113,7 @@ impl Lifecycle {
         let slot = self.slot(&key_id);
         if request.confirm.is_none() {
             keyring.schedule_deletion(number, wait, request.by, unix_now())?;
-            let report = self.report(&keyring, number).ok_or(DeletionError::NotOver(number))?;
-            return Ok(DeletionReport { left: wait, ..report });
+            return Ok(DeletionReport { left: wait, ..self.reported(&keyring, number)? });
         }
         self.spend_time(&mut keyring);
         keyring.schedule_deletion(number, wait, request.by, unix_now())?;
@@ -132,7 +127,7 @@ impl Lifecycle {
         self.wake.notify_one();
         let decrypts = slot.map_or(0, |slot| slot.decrypts.load(Ordering::Relaxed));
         tracing::warn!(%key_id, generation = %number, wait_seconds = wait.as_secs(), decrypts, "deletion scheduled");
-        Ok(self.report(&keyring, number).ok_or(DeletionError::NotOver(number))?)
+        self.reported(&keyring, number)
     }
 
     /// Back to retired. With custody at hand under a new epoch, so that no earlier record brings the deletion back.
@@ -161,6 +156,11 @@ impl Lifecycle {
         pending.filter_map(|(generation, _)| self.report(&keys.keyring, generation.number)).collect()
     }
 
+    fn reported(&self, keyring: &Keyring, number: GenerationNumber) -> Result<DeletionReport, DeleteError> {
+        let gone = || DeleteError::Refused(format!("generation {number} does not wait any more"));
+        self.report(keyring, number).ok_or_else(gone)
+    }
+
     fn report(&self, keyring: &Keyring, number: GenerationNumber) -> Option<DeletionReport> {
         let generation = keyring.generation(number)?;
         let pending = generation.pending.clone()?;
@@ -173,7 +173,7 @@ impl Lifecycle {
             (None, true) => (Standing::Held, self.obstacle(keyring, number).unwrap_or_default()),
             (None, false) => (Standing::Waiting, unproven(keyring, number).unwrap_or_default()),
         };
-        let decrypts = self.slot(&generation.key_id).map_or(0, |slot| slot.pending_decrypts());
+        let decrypts = self.slot(&generation.key_id).map_or(0, |slot| slot.pending_use.decrypts());
         let backups = keyring.backups_of(number).map(|backup| backup.name.to_string()).collect();
         Some(DeletionReport { generation: generation.clone(), pending, left, decrypts, standing, detail, backups })
     }
@@ -207,126 +207,6 @@ impl Lifecycle {
         waits.map(|report| report.left).min().map(|left| left.max(Duration::from_secs(1)))
     }
 
-    /// Suspends, destroys, finishes and stores what is due. Needs the turn.
-    pub(super) async fn tend_deletions(&self) {
-        let Some(keyring) = self.keyring() else { return };
-        if !self.keys.serving().availability.serves() || self.is_unsettled() {
-            return;
-        }
-        if keyring.unfinished().next().is_some() {
-            self.finish_deletions().await;
-        }
-        for report in self.deletions() {
-            if report.standing == Standing::Suspended {
-                continue;
-            }
-            let number = report.generation.number;
-            if let Some(why) = self.evidence(&report) {
-                self.suspend(number, why).await;
-            } else if report.left.is_zero() && report.detail.is_empty() {
-                self.destroy(number).await;
-            }
-            if self.is_unsettled() {
-                return;
-            }
-        }
-        if self.served_time().unstored() >= STORE_EVERY
-            && let Some(mut next) = self.keyring()
-        {
-            self.spend_time(&mut next);
-            let stored = self.records.persist(next).await;
-            // An error is logged, and what was served since the last store is lost.
-            let _ = self.shown(stored, |_| true).await;
-        }
-    }
-
-    /// What shows that a generation is needed although it waits for its deletion.
-    fn evidence(&self, report: &DeletionReport) -> Option<Suspension> {
-        if report.decrypts > 0 {
-            return Some(Suspension::Decrypts { since: unix_now() });
-        }
-        self.keyring()?.contradiction(report.generation.number, unix_now())
-    }
-
-    async fn suspend(&self, number: GenerationNumber, why: Suspension) {
-        let Some(mut next) = self.keyring() else { return };
-        self.spend_time(&mut next);
-        next.suspend_deletion(number, why);
-        let details = details(&next, number);
-        let stored = self.roll_or_persist(next).await;
-        fail::fail_point!("deletion.suspended");
-        if self.shown(stored, |_| true).await.is_ok() {
-            tracing::error!(generation = %number, why = suspended(number, &why), "a deletion is suspended");
-            self.record(PART, "suspend-deletion", Phase::Event, details).await;
-        }
-    }
-
-    async fn destroy(&self, number: GenerationNumber) {
-        let Some(mut next) = self.keyring() else { return };
-        self.spend_time(&mut next);
-        let details = details(&next, number);
-        let slot = next.generation(number).and_then(|generation| self.slot(&generation.key_id));
-        if let Err(error) = next.bury(number, unix_now()) {
-            return tracing::warn!(%error, "a generation is not destroyed");
-        }
-        if !self.record(PART, ACTION, Phase::Intent, details.clone()).await {
-            return tracing::error!(generation = %number, "not destroyed: the intent cannot be recorded");
-        }
-        fail::fail_point!("deletion.intent-recorded");
-        // Refused from here on: whoever asks now, asks too late, or proves that it is needed.
-        if let Some(slot) = &slot {
-            slot.wipe();
-        }
-        fail::fail_point!("deletion.wiped");
-        if slot.as_ref().is_some_and(|slot| slot.pending_decrypts() > 0) {
-            // Slots of their own, which load again; the next look suspends it.
-            self.republish();
-            self.record(PART, ACTION, Phase::Failed, with(details, "reason", "decrypted at the last moment")).await;
-            self.wake.notify_one();
-            return;
-        }
-        let stored = self.records.roll(next).await;
-        fail::fail_point!("deletion.tombstone-written");
-        let is_done = |keyring: &Keyring| {
-            keyring.generation(number).is_some_and(|generation| generation.state == GenerationState::Destroyed)
-        };
-        match self.shown(stored, is_done).await {
-            Ok(_) => {
-                tracing::warn!(generation = %number, "generation destroyed");
-                self.finish_deletions().await;
-            }
-            Err(error) => {
-                self.record(PART, ACTION, Phase::Failed, with(details, "reason", explain(&error))).await;
-            }
-        }
-    }
-
-    /// Destroys the CMKs that tombstones name, and records that. What cannot be done now is tried again at the next look.
-    async fn finish_deletions(&self) {
-        let Some(keyring) = self.keyring() else { return };
-        if self.keys.serving().availability != Availability::Online {
-            return;
-        }
-        let mut next = keyring.clone();
-        for (generation, left) in keyring.unfinished() {
-            let number = generation.number;
-            for root_id in left {
-                if let Err(error) = self.custody.destroy_cmk(root_id.clone()).await {
-                    return tracing::warn!(%error, generation = %number, "the CMK of a destroyed generation is still on the token");
-                }
-            }
-            fail::fail_point!("deletion.cmk-destroyed");
-            let details = with(details(&keyring, number), "cmks_destroyed", left.len());
-            self.record(PART, ACTION, Phase::Done, details).await;
-            next.finish_deletion(number);
-        }
-        self.spend_time(&mut next);
-        let stored = self.records.persist(next).await;
-        fail::fail_point!("deletion.finished");
-        // Else they are destroyed once more, which harms nothing.
-        let _ = self.shown(stored, |_| true).await;
-    }
-
     /// The record in force, for a change to start from; needs the turn.
     pub(super) async fn changeable(&self) -> Result<Keyring, String> {
         self.settle().await;
@@ -338,7 +218,7 @@ impl Lifecycle {
     }
 
     /// A change that an earlier record of its epoch would undo to somebody's harm is worth a roll, if custody is there.
-    async fn roll_or_persist(&self, next: Keyring) -> Result<Keyring, LoadError> {
+    pub(super) async fn roll_or_persist(&self, next: Keyring) -> Result<Keyring, LoadError> {
         match self.keys.serving().availability {
             Availability::Online => self.records.roll(next).await,
             _ => self.records.persist(next).await,
@@ -366,25 +246,19 @@ impl Lifecycle {
         }
     }
 
-    fn republish(&self) {
-        if let Some(keyring) = self.keyring() {
-            self.publish_keyring(Keys::new(keyring, self.keys.serving().keys.as_deref()));
-        }
-    }
-
     /// Brings every countdown up to date in a record that is about to be written. Should that fail, the time is lost.
-    fn spend_time(&self, next: &mut Keyring) {
+    pub(super) fn spend_time(&self, next: &mut Keyring) {
         self.look_at_time();
         next.pass(self.served_time().take());
     }
 
-    fn slot(&self, key_id: &KeyId) -> Option<Arc<Slot>> {
+    pub(super) fn slot(&self, key_id: &KeyId) -> Option<Arc<Slot>> {
         let serving = self.keys.serving();
         serving.keys.as_ref()?.slots().find(|slot| slot.generation.key_id == *key_id).cloned()
     }
 
     /// Never held across an `.await`.
-    fn served_time(&self) -> MutexGuard<'_, ServedTime> {
+    pub(super) fn served_time(&self) -> MutexGuard<'_, ServedTime> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -395,7 +269,7 @@ fn unproven(keyring: &Keyring, number: GenerationNumber) -> Option<String> {
     Some(format!("it is destroyed once a scan proves that nothing needs it ({why}): `keystead etcd scan`"))
 }
 
-fn suspended(number: GenerationNumber, why: &Suspension) -> String {
+pub(super) fn suspended(number: GenerationNumber, why: &Suspension) -> String {
     let what = match why {
         Suspension::Decrypts { .. } => "data under it was decrypted while it waited".to_owned(),
         Suspension::Objects { objects, .. } => format!("a scan of etcd found {objects} objects under it"),
@@ -404,22 +278,4 @@ fn suspended(number: GenerationNumber, why: &Suspension) -> String {
         "{what}: something still needs it, and it is not destroyed. Find and rewrite what is under it, run `keystead etcd \
          scan`, then schedule it anew; or `keystead key cancel-deletion --generation {number}`"
     )
-}
-
-fn details(keyring: &Keyring, number: GenerationNumber) -> Map<String, Value> {
-    let generation = keyring.generation(number);
-    let by = generation.and_then(|each| match (&each.pending, &each.tombstone) {
-        (Some(pending), _) => pending.by,
-        (_, tombstone) => tombstone.as_ref().and_then(|tombstone| tombstone.by),
-    });
-    let mut details = Map::new();
-    details.insert("generation".into(), json!(number.0));
-    details.insert("key_id".into(), json!(generation.map(|generation| generation.key_id.as_str())));
-    details.insert("scheduled_by".into(), json!(by));
-    details
-}
-
-fn with(mut details: Map<String, Value>, name: &str, value: impl Into<Value>) -> Map<String, Value> {
-    details.insert(name.into(), value.into());
-    details
 }

@@ -77,9 +77,36 @@ pub struct Slot {
     fault: Mutex<Option<String>>,
     pub encrypts: AtomicU64,
     pub decrypts: AtomicU64,
-    /// Those served since its deletion was scheduled, by this run of the daemon. Shared, so that none is lost to a snapshot
-    /// that was replaced meanwhile.
-    pending_decrypts: Arc<AtomicU64>,
+    /// Shared, so that no Decrypt is lost to a snapshot that was replaced meanwhile.
+    pub(super) pending_use: Arc<PendingUse>,
+}
+
+/// Decrypts under a generation since its deletion was scheduled, as this run of the daemon has served them.
+#[derive(Default)]
+pub(super) struct PendingUse {
+    decrypts: AtomicU64,
+    /// Those of them that a later scan has had the chance to see.
+    scanned: AtomicU64,
+}
+
+impl PendingUse {
+    /// One more; whether it is the first that no scan came after.
+    fn note(&self) -> bool {
+        self.decrypts.fetch_add(1, Ordering::Relaxed) == self.scanned.load(Ordering::Relaxed)
+    }
+
+    pub fn decrypts(&self) -> u64 {
+        self.decrypts.load(Ordering::Relaxed)
+    }
+
+    /// There was a Decrypt that no scan came after.
+    pub fn is_news(&self) -> bool {
+        self.decrypts() > self.scanned.load(Ordering::Relaxed)
+    }
+
+    pub fn was_scanned(&self) {
+        self.scanned.store(self.decrypts(), Ordering::Relaxed);
+    }
 }
 
 type Loading = Shared<BoxFuture<'static, Result<Arc<Loaded>, ServeError>>>;
@@ -216,7 +243,7 @@ impl KeyService {
         };
         let plaintext = keys.envelope.decrypt(&slot.context, ciphertext).map_err(ServeError::Envelope)?;
         slot.decrypts.fetch_add(1, Ordering::Relaxed);
-        if slot.generation.pending.is_some() && slot.pending_decrypts.fetch_add(1, Ordering::Relaxed) == 0 {
+        if slot.generation.pending.is_some() && slot.pending_use.note() {
             self.pending_used.notify_one();
         }
         Ok(plaintext)
@@ -419,7 +446,7 @@ impl Slot {
             fault: Mutex::new(None),
             encrypts: AtomicU64::new(0),
             decrypts: AtomicU64::new(0),
-            pending_decrypts: Arc::default(),
+            pending_use: Arc::default(),
         })
     }
 
@@ -427,7 +454,7 @@ impl Slot {
         // Scheduled anew after it was suspended, it counts anew.
         let suspended = |slot: &Self| slot.generation.pending.as_ref().map(|pending| pending.suspended.is_some());
         if matches!((suspended(before), suspended(self)), (Some(false), Some(_)) | (Some(true), Some(true))) {
-            self.pending_decrypts = before.pending_decrypts.clone();
+            self.pending_use = before.pending_use.clone();
         }
         self.loaded.store(before.loaded.load_full());
         self.encrypts.store(before.encrypts.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -449,11 +476,6 @@ impl Slot {
         let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         self.closed.store(true, Ordering::Relaxed);
         self.loaded.store(None);
-    }
-
-    /// Decrypts served under it since its deletion was scheduled, by this run of the daemon.
-    pub fn pending_decrypts(&self) -> u64 {
-        self.pending_decrypts.load(Ordering::Relaxed)
     }
 
     /// Why custody cannot open this generation, as last tried; `None` while it can.

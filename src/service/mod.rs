@@ -9,6 +9,7 @@ pub mod clock;
 pub mod cloud;
 pub mod cloud_view;
 pub mod deletion;
+mod destruction;
 pub mod disable;
 pub mod epoch;
 pub mod explain;

@@ -33,6 +33,7 @@ impl Lifecycle {
         match self.records.persist(keyring).await {
             Ok(keyring) => {
                 self.publish_keyring(Keys::new(keyring.clone(), self.keys.serving().keys.as_deref()));
+                self.note_scanned(&keyring);
                 // What waits for its deletion is held against it at once.
                 self.wake.notify_one();
                 tracing::info!(proof = keyring.rewritten().is_ok(), "scan of etcd recorded");

@@ -1,12 +1,15 @@
 //! Generations that are deleted, on a test's clock: how long they wait, what holds them up, and what is left of them.
 
+use std::cell::Cell;
 use std::time::Duration;
 
-use keystead_core::FaultClass;
-use keystead_core::GenerationNumber;
 use keystead_core::availability::Availability;
 use keystead_core::keyring::GenerationState;
 use keystead_core::scan::{Findings, Source};
+use keystead_core::{FaultClass, GenerationNumber};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 use super::world_tests::{HOUR, Mood, World};
 use crate::service::deletion::{DeleteError, DeletionReport, ScheduleRequest, Standing};
@@ -25,12 +28,16 @@ async fn rotate(world: &World) {
 
 /// Has the daemon keep a scan that found so many objects under the first generation, and one under the active one.
 async fn scan(world: &World, old: u64) {
+    assert!(try_scan(world, old).await);
+}
+
+async fn try_scan(world: &World, old: u64) -> bool {
     let keyring = world.keyring();
     let active = keyring.active().unwrap().key_id.clone();
     let objects = [(keyring.generations[0].key_id.clone(), old), (active, 1)].into();
     let source = Source::Etcd { cluster: 1, member: 1 };
     let findings = Findings { source, revision: 1, restricted: false, objects, unknown: 0 };
-    world.daemon().record_scan(findings).await.unwrap();
+    world.daemon().record_scan(findings).await.is_ok()
 }
 
 async fn schedule(world: &World) -> Result<DeletionReport, DeleteError> {
@@ -191,6 +198,29 @@ async fn decrypt_while_it_waits_suspends_the_deletion_until_a_person_acts() {
 }
 
 #[tokio::test]
+async fn decrypt_after_the_scan_voids_it_for_a_suspended_deletion_too() {
+    let world = World::online().await;
+    let old = waiting(&world).await;
+    scan(&world, 3).await;
+    world.tend().await;
+    assert_eq!(report(&world).standing, Standing::Suspended);
+    scan(&world, 0).await;
+    decrypt(&world, &old).await.unwrap();
+    assert!(schedule(&world).await.unwrap_err().to_string().contains("no scan of etcd"));
+    // However often it is used meanwhile, that costs no writes, and a scan after it counts.
+    let before = world.record().revision;
+    for _ in 0..20 {
+        decrypt(&world, &old).await.unwrap();
+        world.pass(30, 10).await;
+    }
+    assert!(world.record().revision <= before + 1, "{} writes", world.record().revision - before);
+    scan(&world, 0).await;
+    world.tend().await;
+    schedule(&world).await.unwrap();
+    assert_eq!(report(&world).standing, Standing::Waiting);
+}
+
+#[tokio::test]
 async fn scan_that_finds_objects_suspends_and_one_that_proves_nothing_holds() {
     let world = World::online().await;
     waiting(&world).await;
@@ -316,4 +346,174 @@ async fn full_disk_destroys_nothing_and_costs_at_most_time() {
     assert!(world.decrypts(&old, b"old").await, "what was not destroyed opens");
     world.daemon().cancel_deletion("1").await.unwrap();
     assert_eq!(world.token.epochs().len(), 1);
+}
+
+/// The object on a token is for tests/e2e; here it is the offline copy that must not outlive its generation.
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn destruction_killed_anywhere_is_finished_and_leaves_no_offline_copy() {
+    use super::kills_tests::killed_at;
+    let of_destruction = crate::failpoint::DELETION.iter().skip_while(|name| **name != "deletion.intent-recorded");
+    for point in of_destruction.chain(&["epoch.created", "epoch.record-written", "epoch.old-destroyed"]) {
+        let mut world = World::alone().await;
+        let old = waiting(&world).await;
+        let new = world.encrypt(b"new").unwrap();
+        world.pass(7 * DAY - 60, 600).await;
+        let hit = killed_at(&mut world, point, async |world| world.pass(120, 20).await).await;
+        assert!(hit, "{point} is never met");
+        world.cloud.says(Mood::Fails(FaultClass::Unreachable));
+        world.start().await;
+        assert!(world.decrypts(&new, b"new").await, "{point}: {}", world.reason());
+        world.cloud.says(Mood::Works);
+        // At most what was served since the last store is served again.
+        world.pass(2 * HOUR, 60).await;
+        let keyring = world.keyring();
+        assert_eq!((state(&world), keyring.unfinished().count()), (GenerationState::Destroyed, 0), "{point}");
+        let copies = &keyring.upstream.as_ref().unwrap().copies;
+        assert_eq!(copies.iter().map(|copy| copy.generation.0).collect::<Vec<_>>(), [2], "{point}");
+        assert_eq!(
+            (decrypt(&world, &old).await, world.token.epochs().len()),
+            (Err(ServeError::Destroyed), 1),
+            "{point}"
+        );
+    }
+}
+
+/// What somebody does, or what happens.
+#[derive(Debug, Clone)]
+enum Event {
+    Pass { seconds: u64, step: u64 },
+    Restart,
+    Reboot { off: u64, lose_clock: bool },
+    SetWall(i64),
+    Disk { full: bool },
+    Custody { away: bool },
+    Cloud { away: bool },
+    Rotate,
+    Scan { old: u64 },
+    Schedule,
+    Cancel,
+    Decrypt,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    const YEAR: i64 = 365 * 24 * 3600;
+    prop_oneof![
+        8 => (4..30_u64).prop_map(|hours| Event::Pass { seconds: hours * HOUR, step: 1800 }),
+        2 => (1..1200_u64).prop_map(|seconds| Event::Pass { seconds, step: 60 }),
+        2 => Just(Event::Restart),
+        1 => (0..2_000_000_u64, any::<bool>()).prop_map(|(off, lose_clock)| Event::Reboot { off, lose_clock }),
+        1 => prop::sample::select(vec![-YEAR, -3600, 3600, YEAR]).prop_map(Event::SetWall),
+        1 => any::<bool>().prop_map(|full| Event::Disk { full }),
+        1 => any::<bool>().prop_map(|away| Event::Custody { away }),
+        1 => any::<bool>().prop_map(|away| Event::Cloud { away }),
+        1 => Just(Event::Rotate),
+        4 => prop::sample::select(vec![0, 0, 0, 0, 0, 3]).prop_map(|old| Event::Scan { old }),
+        4 => Just(Event::Schedule),
+        1 => Just(Event::Cancel),
+        1 => Just(Event::Decrypt),
+    ]
+}
+
+/// On the disk: memory may know of no record.
+fn is_destroyed(world: &World) -> bool {
+    world.record().generations[0].state == GenerationState::Destroyed
+}
+
+/// Seconds that were served since the first generation was last scheduled, and whether it was needed since.
+async fn live(events: Vec<Event>) -> Result<bool, TestCaseError> {
+    let mut world = World::online().await;
+    let old = world.encrypt(b"old").unwrap();
+    rotate(&world).await;
+    // What was decrypted while it waits, and is not on the disk yet: only this process knows.
+    let (mut served, mut needed, mut unnoted) = (None, false, false);
+    for event in events {
+        let dead = is_destroyed(&world);
+        match event.clone() {
+            Event::Pass { seconds, step } => {
+                let mut left = seconds;
+                while left > 0 {
+                    let now = left.min(step);
+                    if world.serves() {
+                        served = served.map(|served: u64| served + now);
+                    }
+                    world.pass(now, now).await;
+                    left -= now;
+                }
+            }
+            Event::Restart => {
+                unnoted = false;
+                world.restart().await;
+            }
+            Event::Reboot { off, lose_clock } => {
+                unnoted = false;
+                world.reboot(off, lose_clock).await;
+            }
+            Event::SetWall(by) => world.clock.set_wall(by),
+            Event::Disk { full } => world.fill_disk(full),
+            Event::Custody { away } => world.token.take_away(away),
+            Event::Cloud { away } => {
+                world.cloud.says(if away { Mood::Fails(FaultClass::Unreachable) } else { Mood::Works });
+            }
+            Event::Rotate => drop(world.daemon().rotate(Some("a test".parse().unwrap()), |_| ()).await),
+            // No record was read yet: there is nothing to ask about.
+            _ if world.daemon().keys().serving().keys.is_none() => {}
+            Event::Scan { old } => {
+                if try_scan(&world, old).await {
+                    needed = old > 0;
+                }
+            }
+            Event::Schedule => {
+                let key_id = world.keyring().generations[0].key_id.to_string();
+                let wait = Some(Duration::from_secs(DAY));
+                let request = ScheduleRequest { wait, ..request("1", Some(&key_id)) };
+                if world.daemon().schedule_deletion(request).await.is_ok() {
+                    prop_assert!(!needed, "scheduled although it is needed");
+                    served = Some(0);
+                }
+            }
+            Event::Cancel => {
+                if world.daemon().cancel_deletion("1").await.is_ok() {
+                    (served, unnoted) = (None, false);
+                }
+            }
+            // Before it is scheduled that proves nothing.
+            Event::Decrypt => unnoted |= decrypt(&world, &old).await.is_ok() && served.is_some(),
+        }
+        world.tend().await;
+        if unnoted && world.record().generations[0].pending.as_ref().is_some_and(|each| each.suspended.is_some()) {
+            (needed, unnoted) = (true, false);
+        }
+        if is_destroyed(&world) && !dead {
+            prop_assert!(served.is_some_and(|served| served >= DAY), "{event:?} destroyed it after {served:?}");
+            prop_assert!(!needed && !unnoted, "{event:?} destroyed what is needed");
+        }
+    }
+    world.fill_disk(false);
+    world.token.take_away(false);
+    world.cloud.says(Mood::Works);
+    world.pass(HOUR, 60).await;
+    let destroyed = is_destroyed(&world);
+    prop_assert_eq!(world.availability(), Availability::Online);
+    prop_assert!(destroyed || world.decrypts(&old, b"old").await, "lost, and no tombstone says so");
+    prop_assert!(!destroyed || world.keyring().unfinished().next().is_none());
+    let fresh = world.encrypt(b"fresh").unwrap();
+    prop_assert!(world.decrypts(&fresh, b"fresh").await);
+    Ok(destroyed)
+}
+
+#[test]
+fn generation_is_destroyed_neither_early_nor_against_evidence_whatever_happens_to_its_site() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let destroyed = Cell::new(0);
+    let config =
+        ProptestConfig { cases: 48, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() };
+    let outcome = TestRunner::new(config).run(&vec(event(), 1..60), |events| {
+        destroyed.set(destroyed.get() + u32::from(runtime.block_on(live(events))?));
+        Ok(())
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+    println!("destroyed in {} of 48 lives", destroyed.get());
 }

@@ -11,7 +11,7 @@ use super::world_tests::{HOUR, Mood, World};
 use crate::failpoint;
 
 /// Runs `act` with `point` armed, and kills the daemon when it is met; whether it was.
-async fn killed_at(world: &mut World, point: &str, act: impl AsyncFnOnce(&mut World)) -> bool {
+pub async fn killed_at(world: &mut World, point: &str, act: impl AsyncFnOnce(&mut World)) -> bool {
     fail::cfg(point, "panic(killed)").unwrap();
     let outcome = AssertUnwindSafe(act(world)).catch_unwind().await;
     fail::remove(point);

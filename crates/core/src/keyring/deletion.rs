@@ -161,6 +161,7 @@ impl Keyring {
                 pending.suspended.get_or_insert(why);
             }
         });
+        // Also of one that is suspended already: by this scan it must not be scheduled anew.
         if matches!(why, Suspension::Decrypts { .. }) {
             self.scan = None;
         }
