@@ -37,6 +37,9 @@ pub const CLOUD: &[&str] = &[
 pub const SWITCH: &[&str] =
     &["disable.refused", "disable.marked", "disable.stored", "enable.stored", "enable.before-publish"];
 
+/// Those of taking over an old store.
+pub const RESTORE: &[&str] = &["restore.epoch-created", "restore.before-write", "restore.written"];
+
 /// Arms what the environment asks for. Call once, before threads start.
 #[cfg(feature = "failpoints")]
 pub fn arm() {

@@ -26,6 +26,7 @@ mod serve;
 mod shell;
 mod source;
 mod status;
+mod store;
 mod table;
 mod time;
 mod token;
@@ -86,6 +87,9 @@ enum Command {
     /// What stands in the cluster's etcd
     #[command(subcommand)]
     Etcd(etcd::Command),
+    /// The store, after it was put back from a backup
+    #[command(subcommand)]
+    Store(store::Command),
     /// Rebuild the store from an etcd, its snapshot or a rescue file, and one durable root
     Recover(Box<recover::Arguments>),
     /// The recovery key, kept offline
@@ -158,6 +162,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Key(command) => key::run(&command, config, cli.global.output),
         Command::Roots(command) => roots::run(&command, config),
         Command::Etcd(command) => etcd::run(&command, config, cli.global.output),
+        Command::Store(command) => store::run(&command, config, cli.global.output),
         Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
@@ -226,6 +231,9 @@ mod tests {
             "keystead recover --etcd https://a:2379 --etcd-cacert a --etcd-cert b --etcd-key c --etcd-timeout 5 --dry-run",
             "keystead recover --etcd unix:///a --rescue rescue.txt --prefix /a --prefix /b --no-recovery",
             "keystead recover --rescue rescue.txt --private p.pem --recovery public.pem",
+            "keystead store restore --accept-rollback",
+            "keystead store restore --accept-rollback --yes --no-recovery --snapshot a.db old.store",
+            "keystead store restore --accept-rollback --recovery a.pem --etcd http://127.0.0.1:2379",
             "keystead recovery keygen --out private.pem --public-out public.pem",
             "keystead recovery verify --private private.pem",
             "keystead recovery drill --private private.pem --in a.json --in b.json",
@@ -268,6 +276,9 @@ mod tests {
         for line in [
             "keystead recover --no-recovery",
             "keystead key rotate --force",
+            "keystead store restore",
+            "keystead store restore --yes",
+            "keystead store restore --accept-rollback --no-recovery --recovery a.pem",
             "keystead etcd scan",
             "keystead etcd scan --snapshot a --etcd unix:///a",
             "keystead recover --snapshot a",

@@ -14,8 +14,8 @@ use keystead_wire::admin::v1::{
     Audit, AuditLine, CustodianProcess, Custody, DisableRequest, DisableResponse, EnableRequest, EnableResponse,
     ExtendLeaseRequest, ExtendLeaseResponse, Generation, GetStatusRequest, GetStatusResponse, ListGenerationsRequest,
     ListGenerationsResponse, QueryAuditRequest, RecordScanRequest, RecordScanResponse, RescueRequest, RescueResponse,
-    RestartCustodianRequest, RestartCustodianResponse, Root, RotateProgress, RotateRequest, Sandbox,
-    VerifyAuditRequest, VerifyAuditResponse,
+    RestartCustodianRequest, RestartCustodianResponse, RestoreStoreRequest, RestoreStoreResponse, Root, RotateProgress,
+    RotateRequest, Sandbox, VerifyAuditRequest, VerifyAuditResponse,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status};
 
 use super::audited::AdminAudit;
 use super::status_map::{extend_error, rescue_error, rotation_error, scan_error};
-use super::{disable, outlook, scan, upstream};
+use super::{disable, outlook, restore, scan, upstream};
 use crate::audit::Trail;
 use crate::audit::query::{Filter, query_last};
 use crate::audit::verify::{Verified, VerifyError};
@@ -274,6 +274,13 @@ impl Admin for AdminService {
 
     async fn disable(&self, request: Request<DisableRequest>) -> Result<Response<DisableResponse>, Status> {
         disable::disable(&self.lifecycle, &self.audit, request).await
+    }
+
+    async fn restore_store(
+        &self,
+        request: Request<RestoreStoreRequest>,
+    ) -> Result<Response<RestoreStoreResponse>, Status> {
+        restore::restore(&self.lifecycle, &self.audit, request).await
     }
 
     async fn enable(&self, request: Request<EnableRequest>) -> Result<Response<EnableResponse>, Status> {

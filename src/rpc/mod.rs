@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod outlook;
 pub mod peer;
 mod peer_groups;
+mod restore;
 pub mod roles;
 mod scan;
 pub mod serve;

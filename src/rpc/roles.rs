@@ -21,6 +21,7 @@ pub enum Action {
     ExtendLease,
     Disable,
     Enable,
+    RestoreStore,
 }
 
 /// A set of actions.
@@ -51,7 +52,7 @@ pub struct RolePolicy {
 }
 
 impl Action {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Status,
         Self::ListGenerations,
         Self::Rotate,
@@ -63,6 +64,7 @@ impl Action {
         Self::ExtendLease,
         Self::Disable,
         Self::Enable,
+        Self::RestoreStore,
     ];
 
     pub fn name(self) -> &'static str {
@@ -78,6 +80,7 @@ impl Action {
             Self::ExtendLease => "extend-lease",
             Self::Disable => "disable",
             Self::Enable => "enable",
+            Self::RestoreStore => "restore-store",
         }
     }
 
@@ -99,6 +102,7 @@ impl Action {
             "ExtendLease" => Self::ExtendLease,
             "Disable" => Self::Disable,
             "Enable" => Self::Enable,
+            "RestoreStore" => Self::RestoreStore,
             _ => return None,
         })
     }
@@ -152,13 +156,13 @@ impl Role {
 
     pub fn rights(self) -> Rights {
         use Action::{
-            Disable, Enable, ExtendLease, ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian, Rotate,
-            Status, VerifyAudit,
+            Disable, Enable, ExtendLease, ListGenerations, QueryAudit, RecordScan, Rescue, RestartCustodian,
+            RestoreStore, Rotate, Status, VerifyAudit,
         };
         let more: &[Action] = match self {
             Self::Viewer => &[],
             Self::Operator => &[RestartCustodian, RecordScan],
-            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease, Disable, Enable],
+            Self::CryptoAdmin => &[Rotate, Rescue, ExtendLease, Disable, Enable, RestoreStore],
             Self::Auditor => &[VerifyAudit, QueryAudit],
         };
         [Status, ListGenerations].iter().chain(more).copied().collect()
@@ -223,10 +227,11 @@ mod tests {
                 "record-scan",
                 "extend-lease",
                 "disable",
-                "enable"
+                "enable",
+                "restore-store"
             ]
         );
-        let crypto_admin = ["status", "list", "rotate", "rescue", "extend-lease", "disable", "enable"];
+        let crypto_admin = ["status", "list", "rotate", "rescue", "extend-lease", "disable", "enable", "restore-store"];
         assert_eq!(may(&peer(30, &[])), crypto_admin);
         assert_eq!(may(&peer(99, &[7])), crypto_admin);
         assert_eq!(may(&peer(40, &[])), ["status", "list", "audit-verify", "audit-query"]);
@@ -234,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_denial_wins_over_every_grant() {
-        let denied = ["status", "list", "rescue", "extend-lease", "disable", "enable"];
+        let denied = ["status", "list", "rescue", "extend-lease", "disable", "enable", "restore-store"];
         assert_eq!(may(&peer(30, &[9])), denied);
         assert_eq!(may(&peer(99, &[7, 9])), denied);
     }

@@ -1,4 +1,4 @@
-//! The use cases: serve keys, start from the store, initialise, rotate, disable and enable, keep scans, rescue, recover.
+//! The use cases: serve keys, start from the store, initialise, rotate, disable and enable, keep scans, rescue, restore, recover.
 //!
 //! [`keys::KeyService`] is the hot path and holds what is served; [`lifecycle::Lifecycle`] changes it, always in the order
 //! persist, publish, reply. Knows custody and store, not gRPC: rpc translates.
@@ -21,6 +21,7 @@ mod offline;
 pub mod recover;
 pub mod renewal;
 pub mod rescue;
+pub mod restore;
 mod revocation;
 pub mod rotation;
 pub mod scan;

@@ -33,6 +33,7 @@ mod proxy;
 mod quickstart;
 mod recover;
 mod recovery;
+mod restore;
 mod roles;
 mod rotation;
 mod scan;

@@ -4,10 +4,12 @@
 //! service persists the result before anyone sees it.
 
 mod disabling;
+mod restoring;
 
 use serde::{Deserialize, Serialize};
 
 pub use disabling::Disabling;
+pub use restoring::Takeover;
 
 use crate::annotation::{Annotation, AnnotationError};
 use crate::audit::Position;

@@ -255,7 +255,13 @@ mod tests {
     }
 
     fn claims(revision: u64, epoch: u64) -> Record {
-        Record::Claims(Claims { keyring: "test".parse().unwrap(), node: "n1".parse().unwrap(), revision, epoch })
+        Record::Claims(Claims {
+            keyring: "test".parse().unwrap(),
+            node: "n1".parse().unwrap(),
+            revision,
+            epoch,
+            disabled: None,
+        })
     }
 
     fn entry(mode: u32, uid: u32) -> Look<Entry> {
@@ -300,6 +306,7 @@ mod tests {
                     node: "n1".parse().unwrap(),
                     revision: 4,
                     epoch: 2,
+                    disabled: None,
                 }),
                 "store.foreign",
             ),
@@ -309,6 +316,7 @@ mod tests {
                     node: "n2".parse().unwrap(),
                     revision: 4,
                     epoch: 2,
+                    disabled: None,
                 }),
                 "store.foreign",
             ),

@@ -1,6 +1,6 @@
 //! `keystead key …`: the key and its generations, asked of the running daemon over its admin socket.
 
-mod confirm;
+pub(super) mod confirm;
 mod describe;
 pub(super) mod generation;
 mod list;
