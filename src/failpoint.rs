@@ -48,6 +48,9 @@ pub const DELETION: &[&str] = &[
     "deletion.finished",
 ];
 
+/// Those of taking over an old store.
+pub const RESTORE: &[&str] = &["restore.epoch-created", "restore.before-write", "restore.written"];
+
 /// Arms what the environment asks for. Call once, before threads start.
 #[cfg(feature = "failpoints")]
 pub fn arm() {

@@ -29,6 +29,7 @@ mod serve;
 mod shell;
 mod source;
 mod status;
+mod store;
 mod table;
 mod time;
 mod token;
@@ -96,6 +97,9 @@ enum Command {
     /// Backups of etcd that a deletion is held against
     #[command(subcommand)]
     Backup(backup::Command),
+    /// The store, after it was put back from a backup
+    #[command(subcommand)]
+    Store(store::Command),
     /// Rebuild the store from an etcd, its snapshot or a rescue file, and one durable root
     Recover(Box<recover::Arguments>),
     /// The recovery key, kept offline
@@ -170,6 +174,7 @@ fn dispatch(cli: Cli) -> Result<Report, Failure> {
         Command::Roots(command) => roots::run(&command, config, cli.global.output),
         Command::Etcd(command) => etcd::run(&command, config, cli.global.output),
         Command::Backup(command) => backup::run(&command, config, cli.global.output),
+        Command::Store(command) => store::run(&command, config, cli.global.output),
         Command::Recover(arguments) => recover::run(&arguments, config, cli.global.output),
         Command::Recovery(command) => recovery::run(&command, config),
         Command::Token(command) => token::run(&command, config),
@@ -247,6 +252,9 @@ mod tests {
             "keystead recover --etcd https://a:2379 --etcd-cacert a --etcd-cert b --etcd-key c --etcd-timeout 5 --dry-run",
             "keystead recover --etcd unix:///a --rescue rescue.txt --prefix /a --prefix /b --no-recovery",
             "keystead recover --rescue rescue.txt --private p.pem --recovery public.pem",
+            "keystead store restore --accept-rollback",
+            "keystead store restore --accept-rollback --yes --no-recovery --snapshot a.db old.store",
+            "keystead store restore --accept-rollback --recovery a.pem --etcd http://127.0.0.1:2379",
             "keystead recovery keygen --out private.pem --public-out public.pem",
             "keystead recovery verify --private private.pem",
             "keystead recovery drill --private private.pem --in a.json --in b.json",
@@ -295,6 +303,9 @@ mod tests {
             "keystead backup register --name friday",
             "keystead backup register --name friday --snapshot a --generations 1",
             "keystead backup register --name friday --generations one",
+            "keystead store restore",
+            "keystead store restore --yes",
+            "keystead store restore --accept-rollback --no-recovery --recovery a.pem",
             "keystead etcd scan",
             "keystead etcd scan --snapshot a --etcd unix:///a",
             "keystead recover --snapshot a",

@@ -191,6 +191,9 @@ fn report(outcome: &RecoverOutcome, survey: &Survey) -> Report {
             if let Some(path) = &store.set_aside {
                 rows.push(("Set aside", path.display().to_string()));
             }
+            if store.disabled {
+                rows.push(("DISABLED", "as it was before; `keystead key enable` brings it back".into()));
+            }
             text.push_str(&format!(
                 "\nThe store is rebuilt.\n{}Next: `keystead serve`, then rewrite every Secret so that it moves to the new\ngeneration.\n",
                 table::fields(&rows)
@@ -250,7 +253,7 @@ fn as_json(outcome: &RecoverOutcome, survey: &Survey) -> Value {
         json!({
             "keyring": store.keyring, "active_key_id": store.key_id, "active_generation": store.generation,
             "token": { "label": store.token_label, "serial": store.token_serial },
-            "durable_roots": store.durable_roots, "set_aside": store.set_aside,
+            "durable_roots": store.durable_roots, "set_aside": store.set_aside, "disabled": store.disabled,
         })
     });
     json!({

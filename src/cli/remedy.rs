@@ -76,7 +76,9 @@ impl Remedy for LoadError {
             Self::NoEpochSecret { .. } => {
                 "put the right token back, then run it again; a TPM without its NV indices: `keystead recover`"
             }
-            Self::RolledBack { .. } => "put the newest record back; without one, see docs/runbooks/recovery.md",
+            Self::RolledBack { .. } => {
+                "put the newest record back; without one, `keystead store restore --accept-rollback`"
+            }
             Self::TokenOlderThanStore { .. } => "put the newest token or its newest backup there, then run it again",
             Self::NotAuthentic => "put an unchanged copy back; without one, see docs/runbooks/recovery.md",
             Self::NoRandomness => "run it again when the system has started up",

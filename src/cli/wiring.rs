@@ -161,6 +161,8 @@ pub struct RecoveredStore {
     pub token_serial: String,
     pub durable_roots: Vec<String>,
     pub set_aside: Option<PathBuf>,
+    /// The record that was replaced said so.
+    pub disabled: bool,
 }
 
 /// Opens what can be opened and, unless it is a dry run, writes the store.
@@ -224,6 +226,7 @@ fn recovered_store(rebuilt: Rebuilt) -> RecoveredStore {
             .map(|generation| generation.wraps.iter().map(|wrap| wrap.root_kind.to_string()).collect())
             .unwrap_or_default(),
         set_aside: rebuilt.set_aside,
+        disabled: rebuilt.keyring.disabled.is_some(),
     }
 }
 

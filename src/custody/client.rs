@@ -16,7 +16,8 @@ use zeroize::Zeroizing;
 
 use self::link::Slot;
 use super::contract::{
-    Answer, CustodyError, EpochPurpose, EpochRef, GivenKek, ProcessReport, Request, TokenDescription, TokenSummary,
+    Answer, CmkObject, CustodyError, EpochPurpose, EpochRef, GivenKek, ProcessReport, Request, TokenDescription,
+    TokenSummary,
 };
 use super::counters::{Counters, OperationCount};
 use super::frames::{self, Reply};
@@ -184,9 +185,9 @@ impl CustodyClient {
         }
     }
 
-    pub async fn list_cmks(&self) -> Result<Vec<RootId>, CustodyError> {
+    pub async fn list_cmks(&self) -> Result<Vec<CmkObject>, CustodyError> {
         match self.call(Request::ListCmks).await? {
-            Answer::Cmks(roots) => Ok(roots),
+            Answer::Cmks(cmks) => Ok(cmks),
             other => Err(unexpected(&other)),
         }
     }

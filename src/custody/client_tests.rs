@@ -63,14 +63,14 @@ async fn custodian_s_word_on_its_process_is_kept_as_long_as_its_connection_and_i
 #[tokio::test]
 async fn answers_find_their_callers_in_any_order() {
     let (client, mut custodian) = attached(8);
-    let root = RootId::new(&[1]).unwrap();
+    let cmk = CmkObject { root_id: RootId::new(&[1]).unwrap(), label: String::new() };
     let (probe, list, ()) = tokio::join!(client.probe(), client.list_cmks(), async {
         let (first, _) = read_request(&mut custodian).await;
         let (second, _) = read_request(&mut custodian).await;
-        answer(&mut custodian, second, Ok(Answer::Cmks(vec![root.clone()]))).await;
+        answer(&mut custodian, second, Ok(Answer::Cmks(vec![cmk.clone()]))).await;
         answer(&mut custodian, first, Ok(Answer::Done)).await;
     });
-    assert_eq!((probe, list), (Ok(()), Ok(vec![root])));
+    assert_eq!((probe, list), (Ok(()), Ok(vec![cmk])));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use keystead_core::{Kek, KeyringId, NodeId, RootId, RootKind, WrapContext, WrappedKek};
+use keystead_core::{GenerationNumber, Kek, KeyringId, NodeId, RootId, RootKind, WrapContext, WrappedKek};
 use zeroize::Zeroizing;
 
 /// Names one keyring's epoch secret on one node.
@@ -35,7 +35,7 @@ pub enum Request {
     Describe,
     /// Every token the module shows, without logging in to any.
     ListTokens,
-    /// CMK objects of Keystead on the token, by root ID. Empty on a device whose CMKs live in their wraps.
+    /// CMK objects of Keystead on the token, in the order of their root IDs. Empty on a device whose CMKs live in their wraps.
     ListCmks,
     /// Makes a new CMK under `context.root_id` and a KEK wrapped by it. The KEK's bytes come from the token's random
     /// source mixed with the kernel's.
@@ -97,7 +97,7 @@ pub struct ProcessReport {
 pub enum Answer {
     Token(TokenDescription),
     Tokens(Vec<TokenSummary>),
-    Cmks(Vec<RootId>),
+    Cmks(Vec<CmkObject>),
     NewKek {
         wrap: WrappedKek,
         kek: Kek,
@@ -129,6 +129,30 @@ pub struct TokenDescription {
     pub device_operations: u64,
     /// Seconds that the device has had power for, by a clock of its own that boots do not reset; `None` if it has none.
     pub clock: Option<u64>,
+}
+
+/// A CMK as it lies on the token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CmkObject {
+    pub root_id: RootId,
+    /// Anybody with the PIN can write another.
+    pub label: String,
+}
+
+impl CmkObject {
+    /// `keystead <keyring> <generation>`.
+    pub fn label_of(keyring: &KeyringId, generation: GenerationNumber) -> String {
+        format!("{}{keyring} {generation}", Self::LABEL_PREFIX)
+    }
+
+    /// Every CMK's label begins with this; nothing else of ours does.
+    pub const LABEL_PREFIX: &str = "keystead ";
+
+    /// The generation of `keyring` that its label names.
+    pub fn generation(&self, keyring: &KeyringId) -> Option<GenerationNumber> {
+        let (name, number) = self.label.strip_prefix(Self::LABEL_PREFIX)?.rsplit_once(' ')?;
+        (name == keyring.as_str()).then(|| number.parse().ok().map(GenerationNumber)).flatten()
+    }
 }
 
 /// A token as it names itself; strings are trimmed, printable, at most 64 bytes.

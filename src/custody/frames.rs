@@ -11,8 +11,8 @@ use keystead_core::{Kek, NodeId, WrapContext};
 use zeroize::Zeroizing;
 
 use super::contract::{
-    Answer, CustodyError, EpochPurpose, EpochRef, GivenKek, PinState, ProcessReport, Request, TokenDescription,
-    TokenSummary,
+    Answer, CmkObject, CustodyError, EpochPurpose, EpochRef, GivenKek, PinState, ProcessReport, Request,
+    TokenDescription, TokenSummary,
 };
 pub use super::fields::FrameError;
 use super::fields::{Reader, Writer};
@@ -147,7 +147,10 @@ pub fn decode_reply(body: &[u8]) -> Result<(u64, Reply), FrameError> {
         }
         3 => {
             let count = fields.count(3)?;
-            Ok(Answer::Cmks((0..count).map(|_| read_root(&mut fields)).collect::<Result<_, _>>()?))
+            let cmk = |fields: &mut Reader<'_>| {
+                Ok::<_, FrameError>(CmkObject { root_id: read_root(fields)?, label: fields.text(MAX_NAME)?.to_owned() })
+            };
+            Ok(Answer::Cmks((0..count).map(|_| cmk(&mut fields)).collect::<Result<_, _>>()?))
         }
         4 => {
             let wrap = read_wrap(&mut fields)?;
@@ -288,10 +291,13 @@ fn write_answer(out: &mut Writer, answer: &Answer) {
             out.u32(tokens.len() as u32);
             tokens.iter().for_each(|token| write_summary(out, token));
         }
-        Answer::Cmks(roots) => {
+        Answer::Cmks(cmks) => {
             out.u8(3);
-            out.u32(roots.len() as u32);
-            roots.iter().for_each(|root| out.bytes(root.as_bytes()));
+            out.u32(cmks.len() as u32);
+            for cmk in cmks {
+                out.bytes(cmk.root_id.as_bytes());
+                out.text(&cmk.label, MAX_NAME);
+            }
         }
         Answer::NewKek { wrap, kek } => {
             out.u8(4);

@@ -75,7 +75,7 @@ fn replies() -> Vec<Reply> {
     vec![
         Ok(Answer::Token(description)),
         Ok(Answer::Tokens(pins.into_iter().map(token).collect())),
-        Ok(Answer::Cmks(vec![context().root_id, RootId::new(&[2; 64]).unwrap()])),
+        Ok(Answer::Cmks(vec![cmk(context().root_id), cmk(RootId::new(&[2; 64]).unwrap())])),
         Ok(Answer::NewKek { wrap: wrap.clone(), kek: Kek::take(&mut [3; 32]) }),
         Ok(Answer::Kek(Kek::take(&mut [4; 32]))),
         Ok(Answer::Epochs(vec![1, 2, u64::MAX])),
@@ -171,10 +171,14 @@ fn other_version_is_named() {
     assert_eq!(decode_request(&frame[LENGTH..]), Err(FrameError::Version(2)));
 }
 
+fn cmk(root_id: RootId) -> CmkObject {
+    CmkObject { root_id, label: "keystead edge 7".into() }
+}
+
 #[test]
 fn list_too_long_for_a_frame_becomes_an_error_not_a_shorter_list() {
-    let roots = vec![RootId::new(&[1; 64]).unwrap(); 2000];
-    let frame = encode_reply(1, &Ok(Answer::Cmks(roots)));
+    let cmks = vec![cmk(RootId::new(&[1; 64]).unwrap()); 2000];
+    let frame = encode_reply(1, &Ok(Answer::Cmks(cmks)));
     let (_, reply) = decode_reply(&frame[LENGTH..]).unwrap();
     assert!(matches!(reply, Err(CustodyError::Unsupported { .. })));
 }

@@ -60,8 +60,8 @@ const SETTLE_LOOK: Duration = Duration::from_millis(5);
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection that carried seeds may rest before its buffers are given up.
 const RECYCLE_AFTER: Duration = Duration::from_secs(2);
-/// Longest admin message: requests carry next to nothing.
-const MAX_ADMIN_MESSAGE: usize = 64 << 10;
+/// Longest admin message: a record of 1,000 generations to be restored, or the scan of an etcd on as many.
+const MAX_ADMIN_MESSAGE: usize = 1 << 20;
 /// Admin clients at once: people and their scripts.
 const MAX_ADMIN_CONNECTIONS: usize = 16;
 

@@ -15,8 +15,8 @@ use keystead_wire::admin::v1::{
     ListBackupsResponse, ListGenerationsRequest, ListGenerationsResponse, ListRootsRequest, ListRootsResponse,
     QueryAuditRequest, RecordScanRequest, RecordScanResponse, RegisterBackupRequest, RegisterBackupResponse,
     ReloadRequest, ReloadResponse, RescueRequest, RescueResponse, RestartCustodianRequest, RestartCustodianResponse,
-    RotateProgress, RotateRequest, Sandbox, ScheduleDeletionRequest, ScheduleDeletionResponse, Upstream,
-    VerifyAuditRequest, VerifyAuditResponse,
+    RestoreStoreRequest, RestoreStoreResponse, RotateProgress, RotateRequest, Sandbox, ScheduleDeletionRequest,
+    ScheduleDeletionResponse, Upstream, VerifyAuditRequest, VerifyAuditResponse,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -27,7 +27,7 @@ use tonic::{Request, Response, Status};
 use super::audited::AdminAudit;
 use super::reload::{self, Reloads};
 use super::status_map::{extend_error, rescue_error, scan_error};
-use super::{backups, deletion, disable, outlook, roots, rotation, scan, upstream};
+use super::{backups, deletion, disable, outlook, restore, roots, rotation, scan, upstream};
 use crate::audit::Trail;
 use crate::audit::query::{Filter, query_last};
 use crate::audit::verify::{Verified, VerifyError};
@@ -326,6 +326,13 @@ impl Admin for AdminService {
 
     async fn disable(&self, request: Request<DisableRequest>) -> Result<Response<DisableResponse>, Status> {
         disable::disable(&self.lifecycle, &self.audit, request).await
+    }
+
+    async fn restore_store(
+        &self,
+        request: Request<RestoreStoreRequest>,
+    ) -> Result<Response<RestoreStoreResponse>, Status> {
+        restore::restore(&self.lifecycle, &self.audit, request).await
     }
 
     async fn enable(&self, request: Request<EnableRequest>) -> Result<Response<EnableResponse>, Status> {

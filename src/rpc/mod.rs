@@ -20,6 +20,7 @@ pub mod peer;
 mod peer_options;
 mod refusals;
 pub mod reload;
+mod restore;
 pub mod roles;
 mod roots;
 mod rotation;

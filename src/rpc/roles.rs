@@ -29,6 +29,7 @@ pub enum Action {
     ChangeRoots,
     Disable,
     Enable,
+    RestoreStore,
 }
 
 /// A set of actions.
@@ -60,7 +61,7 @@ pub struct RolePolicy {
 }
 
 impl Action {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Status,
         Self::ListGenerations,
         Self::Rotate,
@@ -78,6 +79,7 @@ impl Action {
         Self::ChangeRoots,
         Self::Disable,
         Self::Enable,
+        Self::RestoreStore,
     ];
 
     pub fn name(self) -> &'static str {
@@ -99,6 +101,7 @@ impl Action {
             Self::ChangeRoots => "change-roots",
             Self::Disable => "disable",
             Self::Enable => "enable",
+            Self::RestoreStore => "restore-store",
         }
     }
 
@@ -130,6 +133,7 @@ impl Action {
             "ChangeRoots" => Self::ChangeRoots,
             "Disable" => Self::Disable,
             "Enable" => Self::Enable,
+            "RestoreStore" => Self::RestoreStore,
             _ => return None,
         })
     }
@@ -184,15 +188,23 @@ impl Role {
     pub fn rights(self) -> Rights {
         use Action::{
             CancelDeletion, ChangeRoots, Disable, Enable, ExtendLease, ForgetBackup, ListGenerations, QueryAudit,
-            RecordScan, RegisterBackup, Reload, Rescue, RestartCustodian, Rotate, ScheduleDeletion, Status,
-            VerifyAudit,
+            RecordScan, RegisterBackup, Reload, Rescue, RestartCustodian, RestoreStore, Rotate, ScheduleDeletion,
+            Status, VerifyAudit,
         };
         let more: &[Action] = match self {
             Self::Viewer => &[],
             Self::Operator => &[RestartCustodian, RecordScan, RegisterBackup, ForgetBackup, Reload],
-            Self::CryptoAdmin => {
-                &[Rotate, Rescue, ExtendLease, ScheduleDeletion, CancelDeletion, ChangeRoots, Disable, Enable]
-            }
+            Self::CryptoAdmin => &[
+                Rotate,
+                Rescue,
+                ExtendLease,
+                ScheduleDeletion,
+                CancelDeletion,
+                ChangeRoots,
+                Disable,
+                Enable,
+                RestoreStore,
+            ],
             Self::Auditor => &[VerifyAudit, QueryAudit],
         };
         [Status, ListGenerations].iter().chain(more).copied().collect()
@@ -246,7 +258,15 @@ mod tests {
     #[test]
     fn each_role_has_its_rights_and_roles_add_up() {
         let looks = ["status", "list"];
-        let of_key = ["extend-lease", "schedule-deletion", "cancel-deletion", "change-roots", "disable", "enable"];
+        let of_key = [
+            "extend-lease",
+            "schedule-deletion",
+            "cancel-deletion",
+            "change-roots",
+            "disable",
+            "enable",
+            "restore-store",
+        ];
         assert_eq!(may(&peer(10, &[])), looks);
         let mut both =
             [&looks[..], &["rotate", "rescue", "restart-custodian", "record-scan", "reload"], &of_key].concat();
@@ -271,6 +291,7 @@ mod tests {
             "change-roots",
             "disable",
             "enable",
+            "restore-store",
         ];
         assert_eq!(may(&peer(30, &[9])), rest);
         assert_eq!(may(&peer(99, &[7, 9])), rest);

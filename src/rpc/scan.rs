@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use keystead_core::KeyId;
 use keystead_core::keyring::Keyring;
 use keystead_core::scan::{Findings, Source};
-use keystead_wire::admin::v1::{RecordScanRequest, Scan, ScanSource};
+use keystead_wire::admin::v1::{RecordScanRequest, Scan, ScanSource, ScannedKeyId};
 use tonic::Status;
 
 /// One is made a rotation.
@@ -28,20 +28,29 @@ pub fn findings(request: RecordScanRequest, keyring: &str) -> Result<Findings, S
     if from.revision == 0 || from.revision > i64::MAX.cast_unsigned() {
         return Err(wrong("etcd has no such revision"));
     }
-    if request.objects.len() > MAX_KEY_IDS || request.unknown > MAX_OBJECTS {
+    if request.unknown > MAX_OBJECTS {
         return Err(wrong("it counts more than there can be"));
     }
-    let mut objects = BTreeMap::new();
-    for each in request.objects {
-        let key_id: KeyId = each.key_id.parse().map_err(|_| wrong("it names a malformed key ID"))?;
+    let objects = counted(&request.objects, keyring).map_err(wrong)?;
+    Ok(Findings { source, revision: from.revision, restricted: request.restricted, objects, unknown: request.unknown })
+}
+
+/// Objects by key ID, each of this keyring and counted once.
+pub fn counted(objects: &[ScannedKeyId], keyring: &str) -> Result<BTreeMap<KeyId, u64>, &'static str> {
+    if objects.len() > MAX_KEY_IDS {
+        return Err("it counts more than there can be");
+    }
+    let mut counted = BTreeMap::new();
+    for each in objects {
+        let key_id: KeyId = each.key_id.parse().map_err(|_| "it names a malformed key ID")?;
         if key_id.keyring() != keyring {
-            return Err(wrong("it names a key ID of another keyring"));
+            return Err("it names a key ID of another keyring");
         }
-        if each.objects > MAX_OBJECTS || objects.insert(key_id, each.objects).is_some() {
-            return Err(wrong("it counts a key ID twice, or more than there can be"));
+        if each.objects > MAX_OBJECTS || counted.insert(key_id, each.objects).is_some() {
+            return Err("it counts a key ID twice, or more than there can be");
         }
     }
-    Ok(Findings { source, revision: from.revision, restricted: request.restricted, objects, unknown: request.unknown })
+    Ok(counted)
 }
 
 /// The newest scan, and what it proves.
@@ -73,7 +82,6 @@ pub fn shown(keyring: &Keyring) -> Option<Scan> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keystead_wire::admin::v1::ScannedKeyId;
     use tonic::Code;
 
     fn request() -> RecordScanRequest {

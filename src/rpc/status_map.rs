@@ -14,6 +14,7 @@ use crate::service::explain::explain;
 use crate::service::keys::ServeError;
 use crate::service::lease::ExtendError;
 use crate::service::rescue::RescueError;
+use crate::service::restore::RestoreError;
 use crate::service::rotation::RotationError;
 use crate::service::scan::ScanError;
 
@@ -101,6 +102,23 @@ pub fn switch_error(error: &SwitchError) -> Status {
         | SwitchError::NotDurable(_)
         | SwitchError::NotEnabled(_)
         | SwitchError::Marker(_) => Code::Aborted,
+    };
+    Status::new(code, explain(error))
+}
+
+/// An old store that was not taken over.
+pub fn restore_error(error: &RestoreError) -> Status {
+    let code = match error {
+        RestoreError::Record(_) => Code::InvalidArgument,
+        RestoreError::NothingToRestore
+        | RestoreError::InForce
+        | RestoreError::TokenOlder(_)
+        | RestoreError::RecoveryUnsaid(_)
+        | RestoreError::OtherRecovery(_)
+        | RestoreError::NothingOpens => Code::FailedPrecondition,
+        RestoreError::Upstream(_) | RestoreError::Custody(_) | RestoreError::Load(_) | RestoreError::Generation(_) => {
+            Code::Aborted
+        }
     };
     Status::new(code, explain(error))
 }

@@ -59,6 +59,11 @@ impl WithDevice {
         Self { machine, read: Mutex::default() }
     }
 
+    /// The machine's clocks alone.
+    pub fn machine(&self) -> Arc<dyn Clock> {
+        self.machine.clone()
+    }
+
     /// The device's clock shows `seconds` now.
     pub fn shows(&self, seconds: u64) {
         let now = self.machine.now().boot_time;

@@ -12,7 +12,6 @@ use keystead_core::waiting_period::{MAX_WAIT, ServedTime};
 use keystead_core::{GenerationNumber, KeyId};
 
 use super::clock::unix_now;
-use super::clock::unix_now;
 use super::epoch::LoadError;
 use super::explain::explain;
 use super::keys::{Keys, Slot};

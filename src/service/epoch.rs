@@ -3,12 +3,13 @@
 //! A roll creates E_n+1 in custody, writes the record under it, syncs, and destroys E_n. While both exist (a power cut),
 //! whichever authenticates the record wins and the roll is finished.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hmac::{Hmac, KeyInit, Mac};
 use keystead_core::keyring::Keyring;
-use keystead_core::record::{self, Authenticator, Claims, RecordError};
+use keystead_core::record::{self, Authenticator, Claims, RecordError, UnverifiedRecord};
 use keystead_core::{KeyringId, NodeId};
 use sha2::Sha256;
 use zeroize::Zeroizing;
@@ -48,12 +49,12 @@ pub enum LoadError {
     NoEpochSecret { record: u64 },
     #[error(
         "the store's record is stale: it is of epoch {record}, the token is at {token}. It was restored or copied from \
-         an earlier time; put the newest record back"
+         an earlier time; put the newest record back. If there is none: `keystead store restore --accept-rollback`"
     )]
     RolledBack { record: u64, token: u64 },
     #[error(
         "the token is older than the store: the record is of epoch {record}, the token is at {token}. The token was \
-         restored from a backup"
+         restored from a backup, and not the store"
     )]
     TokenOlderThanStore { record: u64, token: u64 },
     #[error("the store's record is not authentic: it was changed outside keystead. Put an unchanged copy back")]
@@ -122,12 +123,7 @@ impl Records {
     pub async fn load(&self) -> Result<Keyring, LoadError> {
         let record = self.store.load()?.ok_or(LoadError::NotInitialized)?;
         let claims = record.claims();
-        if claims.keyring != self.keyring {
-            return Err(LoadError::ForeignKeyring { found: claims.keyring.clone(), own: self.keyring.clone() });
-        }
-        if claims.node != self.node {
-            return Err(LoadError::ForeignNode { found: claims.node.clone(), own: self.node.clone() });
-        }
+        self.claimed_for_here(claims)?;
         let epochs = self.list_epochs().await?;
         for &number in epochs.iter().rev() {
             // Asked anew: what is believed is what custody has, not what is remembered of it.
@@ -149,6 +145,72 @@ impl Records {
             }
         }
         Err(diagnose(claims, &epochs))
+    }
+
+    fn claimed_for_here(&self, claims: &Claims) -> Result<(), LoadError> {
+        if claims.keyring != self.keyring {
+            return Err(LoadError::ForeignKeyring { found: claims.keyring.clone(), own: self.keyring.clone() });
+        }
+        if claims.node != self.node {
+            return Err(LoadError::ForeignNode { found: claims.node.clone(), own: self.node.clone() });
+        }
+        Ok(())
+    }
+
+    /// The record in the store, parsed and not believed.
+    pub(super) fn unverified(&self) -> Result<UnverifiedRecord, LoadError> {
+        self.store.load()?.ok_or(LoadError::NotInitialized)
+    }
+
+    /// What a record says that is refused as rolled back, vouched for by nobody, and the newest epoch that custody knows.
+    /// `None` for a record that is in force.
+    ///
+    /// # Errors
+    /// Why it is refused, if for anything else.
+    pub(super) async fn rolled_back(&self, record: &UnverifiedRecord) -> Result<Option<(Keyring, u64)>, LoadError> {
+        let claims = record.claims();
+        self.claimed_for_here(claims)?;
+        let epochs = self.list_epochs().await?;
+        if epochs.contains(&claims.epoch) {
+            let key = record_key(&self.custody, self.epoch(claims.epoch)).await?;
+            if record.verify(&key).is_ok() {
+                return Ok(None);
+            }
+        }
+        match diagnose(claims, &epochs) {
+            LoadError::RolledBack { token, .. } => Ok(Some((record.unvouched()?, token))),
+            other => Err(other),
+        }
+    }
+
+    /// Writes `next` in the place of a record that nobody believes, which is kept aside, and makes every epoch but its own
+    /// worthless. `next` is of an epoch that custody has and no record was ever written under.
+    pub(super) async fn supersede(&self, mut next: Keyring, now: u64) -> Result<(Keyring, Option<PathBuf>), LoadError> {
+        if let Some(trail) = &self.trail {
+            next.audit = Some(trail.position());
+        }
+        let key = self.record_key(next.epoch).await?;
+        let bytes = record::encode(&next, &*key);
+        fail::fail_point!("restore.before-write");
+        let aside = match self.store.load() {
+            Ok(found) => {
+                let aside = self.store.keep_aside(now)?;
+                self.store.replace(found.map(|record| record.claims().revision), &bytes)?;
+                aside
+            }
+            // Nothing that can be compared and swapped.
+            Err(StoreError::Record(_)) => {
+                let aside = self.store.set_aside(now)?;
+                self.store.replace(None, &bytes)?;
+                aside
+            }
+            Err(other) => return Err(other.into()),
+        };
+        self.in_debt.store(true, Ordering::Relaxed);
+        fail::fail_point!("restore.written");
+        self.settle_debt(&next).await;
+        self.vouch(next.epoch).await;
+        Ok((next, aside))
     }
 
     /// Writes `next` within its epoch, as the revision after its own.

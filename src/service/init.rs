@@ -9,8 +9,7 @@ use keystead_core::keyring::{Keyring, RecoveryRoot, TokenIdentity};
 use keystead_core::upstream_state::UpstreamState;
 use keystead_core::{GenerationNumber, KeyringId, NodeId, RootKind};
 
-use super::clock::Clock;
-use super::clock::unix_now;
+use super::clock::{Clock, unix_now};
 use super::cloud::{self, configuration_digest};
 use super::epoch::{LoadError, Records};
 use super::rotation::{RotationError, make_generation, random};

@@ -1,5 +1,5 @@
 //! The use cases: serve keys, start from the store, initialise, rotate, change roots, disable and enable, keep scans, delete
-//! generations, rescue, recover.
+//! generations, rescue, restore, recover.
 //!
 //! [`keys::KeyService`] is the hot path and holds what is served; [`lifecycle::Lifecycle`] changes it, always in the order
 //! persist, publish, reply. Knows custody and store, not gRPC: rpc translates.
@@ -26,6 +26,7 @@ mod older_in_cloud;
 pub mod recover;
 pub mod renewal;
 pub mod rescue;
+pub mod restore;
 mod revocation;
 pub mod roots;
 pub mod rotation;

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use keystead_core::hpke_p256::P256PublicKey;
-use keystead_core::keyring::{Generation, GenerationState, Keyring, RecoveryRoot, TokenIdentity, TransitionError};
+use keystead_core::keyring::{
+    Disabling, Generation, GenerationState, Keyring, RecoveryRoot, TokenIdentity, TransitionError,
+};
 use keystead_core::record;
 use keystead_core::recovery::{Candidate, Loss, Origin, Recovered, Sighting, last_number};
 use keystead_core::recovery_key::RecoveryKey;
@@ -24,7 +26,7 @@ use super::offline;
 use super::rotation::{RotationError, durable_wraps, prepare_generation, random};
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, EpochRef, TokenDescription};
-use crate::store::{Store, StoreError};
+use crate::store::{Mark, Store, StoreError};
 use crate::upstream::contract::{Upstream, UpstreamError};
 
 /// Roots a recovered generation carries along. More is no honest annotation's.
@@ -295,7 +297,7 @@ pub async fn rebuild(
         last_number: findings.last_number(request.number_seen),
         rotation: None,
         scan: None,
-        disabled: None,
+        disabled: switched_off(store),
         upstream: cloud.map(InitCloud::first_state),
         generations: Vec::new(),
         backups: Vec::new(),
@@ -328,6 +330,16 @@ pub async fn rebuild(
         custody.destroy_epoch(epoch(number)).await?;
     }
     Ok(Rebuilt { keyring, token, set_aside })
+}
+
+/// A key that was switched off stays so: as the record that is replaced says, authentic or not, or the marker beside it. A
+/// store that was lost says nothing.
+fn switched_off(store: &Store) -> Option<Disabling> {
+    // One that cannot even be parsed is moved aside like any other.
+    let told = store.load().ok().flatten().and_then(|record| record.claims().disabled.clone());
+    let marked = store.marker(Mark::Disabled).is_raised();
+    let by_marker = || marked.then(|| Disabling { since: unix_now(), uid: None, login_uid: None, reason: None });
+    told.or_else(by_marker)
 }
 
 /// The generation as the new record holds it: first the wrap that the token here opens, then what it had besides.
@@ -400,7 +412,7 @@ async fn retired_in_cloud(
     Ok(())
 }
 
-async fn make_active_in_cloud(
+pub(super) async fn make_active_in_cloud(
     keyring: &mut Keyring,
     custody: &CustodyClient,
     cloud: &InitCloud,
@@ -413,7 +425,11 @@ async fn make_active_in_cloud(
 }
 
 /// The fresh generation, made without a journal: nothing names it before the one write that also makes it active.
-async fn make_active(keyring: &mut Keyring, custody: &CustodyClient, kind: RootKind) -> Result<KeyId, RecoverError> {
+pub(super) async fn make_active(
+    keyring: &mut Keyring,
+    custody: &CustodyClient,
+    kind: RootKind,
+) -> Result<KeyId, RecoverError> {
     let now = unix_now();
     let intent = keyring.begin_rotation(random()?, random()?, now)?;
     let context = keyring.wrap_context(&intent, kind);

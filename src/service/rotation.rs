@@ -180,7 +180,7 @@ impl Lifecycle {
         }
         let cloud = self.cloud.as_ref().filter(|_| !keyring.next_roots().custody_only);
         if cloud.is_some() {
-            self.prepare_marker();
+            self.marker.prepare();
         }
         if let (Some(cloud), false) = (cloud, keyring.needs_cloud()) {
             // A keyring that has its root here moves it to the cloud. What an earlier one there left behind is over.
@@ -233,7 +233,7 @@ impl Lifecycle {
         let opened = cloud.open(keyring, prepared).await.map_err(RotationError::Upstream)?;
         cloud.note_success(&opened, keyring.upstream.as_ref(), cloud.clock.now());
         let renewed = self.machine.observe(Observation::Renewed, String::new(), None, self.now());
-        if renewed == Some(Effect::Restore) || self.marker_is_raised() {
+        if renewed == Some(Effect::Restore) || self.marker.is_raised() {
             // The marker may be of a key that was given up since.
             cloud.memory().restore = true;
         }

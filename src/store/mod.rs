@@ -121,6 +121,22 @@ impl Store {
         Ok(Some(aside))
     }
 
+    /// Gives the record a second name that no other file has, and returns that name; `None` if there is no record. The
+    /// record stays where it is until it is replaced.
+    pub fn keep_aside(&self, now: u64) -> Result<Option<PathBuf>, StoreError> {
+        let path = self.folder.join(RECORD);
+        for count in 0..1000 {
+            let aside = self.folder.join(format!("{RECORD}.aside-{now}-{count}"));
+            match std::fs::hard_link(&path, &aside) {
+                Ok(()) => return Ok(Some(aside)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(source) => return Err(StoreError::io("keep a second name of", &path, source)),
+            }
+        }
+        Ok(None)
+    }
+
     /// A marker that lies beside the record.
     pub fn marker(&self, mark: Mark) -> Marker {
         Marker::new(&self.folder, mark)

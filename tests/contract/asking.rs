@@ -64,7 +64,7 @@ pub fn derive_for(custody: &Custody, epoch: &EpochRef, purpose: EpochPurpose) ->
 
 pub fn cmks(custody: &Custody) -> Vec<RootId> {
     match custody.ask(Request::ListCmks) {
-        Ok(Answer::Cmks(roots)) => roots,
+        Ok(Answer::Cmks(cmks)) => cmks.into_iter().map(|cmk| cmk.root_id).collect(),
         other => panic!("no list of CMKs: {other:?}"),
     }
 }

@@ -36,6 +36,7 @@ mod quickstart;
 mod recover;
 mod recovery;
 mod reload;
+mod restore;
 mod roles;
 mod roots;
 mod rotation;

@@ -99,6 +99,19 @@ async fn key_in_a_tpm_is_served_rotated_and_an_old_store_refused() {
     assert!(daemon.stop().success());
     fs::write(site.store_file(), &today).unwrap();
     assert!(site.serve().await.stop().success());
+
+    // The way out: here a wrap proves nothing of who made it, and no object on the chip tells of a number.
+    fs::write(site.store_file(), &yesterday).unwrap();
+    let daemon = site.spawn(&[]);
+    daemon.until("stale", |status| status.reason.contains("stale")).await;
+    let restored = site.keystead(["store", "restore", "--accept-rollback", "--yes"]).expect_success();
+    let restored = restored.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(restored.contains(&first.key_id) && restored.contains("origin unproven"), "{restored}");
+    site.keystead(["key", "enable", "--yes"]).expect_success();
+    let status = daemon.status().await;
+    assert!(status.active_generation > 2 && status.active_key_id != second.key_id, "{}", status.active_key_id);
+    assert_eq!(decrypt(&mut daemon.kms().await, &first).await.unwrap(), b"first");
+    assert!(decrypt(&mut daemon.kms().await, &second).await.is_err());
 }
 
 /// Its key lives in its wraps: the tombstone stays, and nobody is told that anything was shredded.

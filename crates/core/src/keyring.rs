@@ -5,6 +5,7 @@
 
 mod deletion;
 mod disabling;
+mod restoring;
 mod roots;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use disabling::Disabling;
+pub use restoring::Takeover;
 
 use crate::annotation::{Annotation, AnnotationError};
 use crate::audit::Position;

@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq;
 use crate::audit::Position;
 use crate::hex;
 use crate::id::{GenerationNumber, KeyringId, NodeId};
-use crate::keyring::{GenerationState, Keyring, TransitionError};
+use crate::keyring::{Disabling, GenerationState, Keyring, TransitionError};
 
 pub const FORMAT: u32 = 1;
 /// A record of 1,000 generations takes about 700 KB.
@@ -42,6 +42,9 @@ pub struct Claims {
     pub node: NodeId,
     pub revision: u64,
     pub epoch: u64,
+    /// Whoever replaces such a record by a new one leaves the key switched off.
+    #[serde(default)]
+    pub disabled: Option<Disabling>,
     /// How far the audit trail had come.
     #[serde(default)]
     pub audit: Option<Position>,
@@ -110,6 +113,14 @@ impl UnverifiedRecord {
 
     pub fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    /// What it says, with nobody to vouch for a word of it. For taking over a record that is refused as rolled back.
+    pub fn unvouched(&self) -> Result<Keyring, RecordError> {
+        let keyring: Keyring = serde_json::from_slice(&self.message[TAG_LABEL.len()..])
+            .map_err(|_| RecordError::Malformed("its document is not of this format"))?;
+        keyring.check()?;
+        Ok(keyring)
     }
 
     /// # Errors

@@ -143,13 +143,19 @@ impl Sighting {
 }
 
 impl Candidate {
-    /// Only a secret-key wrap shows that its maker had the CMK. A token's own public key wraps for anybody who knows it.
     pub fn origin(&self) -> Origin {
-        match (self.wrap.root_kind, Construction::parse(&self.wrap.bytes)) {
-            (RootKind::Pkcs11, Ok(Construction::AesGcm { .. })) => Origin::Proven,
+        Origin::of(&self.wrap)
+    }
+}
+
+impl Origin {
+    /// Only a secret-key wrap shows that its maker had the CMK. A token's own public key wraps for anybody who knows it.
+    pub fn of(wrap: &WrappedKek) -> Self {
+        match (wrap.root_kind, Construction::parse(&wrap.bytes)) {
+            (RootKind::Pkcs11, Ok(Construction::AesGcm { .. })) => Self::Proven,
             // A cloud wraps by a secret key as well, and only for who has a credential.
-            (kind, _) if kind.is_upstream() => Origin::Proven,
-            _ => Origin::Unproven,
+            (kind, _) if kind.is_upstream() => Self::Proven,
+            _ => Self::Unproven,
         }
     }
 }

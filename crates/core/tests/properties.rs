@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use hmac::{Hmac, KeyInit, Mac};
 use keystead_core::annotation::{self, Annotation, AnnotationError};
 use keystead_core::envelope::{EnvelopeError, EnvelopeKey, OVERHEAD};
-use keystead_core::keyring::{GenerationState, Keyring, RecoveryRoot, RootsChoice, TokenIdentity, TransitionError};
+use keystead_core::keyring::{
+    Disabling, GenerationState, Keyring, RecoveryRoot, RootsChoice, Takeover, TokenIdentity, TransitionError,
+};
 use keystead_core::record::{self, RecordError, UnverifiedRecord};
 use keystead_core::recovery_key::RecoveryKey;
 use keystead_core::wrap::{
@@ -414,6 +416,8 @@ enum Move {
     PrepareTooMuch,
     Activate,
     RollBack,
+    Disable,
+    Enable,
     WriteAndRead,
     Intend { recovery: Option<u8>, custody_only: bool },
 }
@@ -425,6 +429,8 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => Just(Move::PrepareTooMuch),
         3 => Just(Move::Activate),
         1 => Just(Move::RollBack),
+        1 => Just(Move::Disable),
+        1 => Just(Move::Enable),
         1 => Just(Move::WriteAndRead),
         2 => (prop::option::of(1..4_u8), any::<bool>())
             .prop_map(|(recovery, custody_only)| Move::Intend { recovery, custody_only }),
@@ -472,6 +478,20 @@ proptest! {
                 Move::RollBack => keyring.roll_back_rotation().map(|intent| {
                     assert!(keyring.generation(intent.number).is_none(), "rolled back, but still there");
                 }),
+                Move::Disable => {
+                    let order = Disabling { since: now, uid: Some(1), login_uid: None, reason: None };
+                    assert_eq!(keyring.disable(order), before.disabled.is_none());
+                    assert!(keyring.disabled.is_some());
+                    // The first word stands, and nothing else is touched.
+                    assert!(before.disabled.is_none() || keyring == before);
+                    assert_eq!(Keyring { disabled: before.disabled.clone(), ..keyring.clone() }, before);
+                    Ok(())
+                }
+                Move::Enable => {
+                    assert_eq!(keyring.enable(), before.disabled.is_some());
+                    assert_eq!(Keyring { disabled: before.disabled.clone(), ..keyring.clone() }, before);
+                    Ok(())
+                }
                 Move::WriteAndRead => {
                     keyring = read(&record::encode(&keyring, &Key(7))).unwrap();
                     Ok(())
@@ -496,5 +516,54 @@ proptest! {
                 prop_assert!(now.is_some_and(|one| one.decrypts() && one.wraps == earlier.wraps), "a generation was lost");
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever an old record says, and whatever was seen beside it: it comes back disabled, encrypts with none of its keys,
+    /// and the number that comes next was never used by anything that opens or is plausible.
+    #[test]
+    fn record_that_is_taken_over_gains_nothing_and_reuses_no_number(
+        rotations in 1..6_u8,
+        cut_off: bool,
+        unopened in prop::collection::btree_set(1..7_u64, 0..4),
+        seen in vec(prop_oneof![1..40_u64, Just(u64::MAX), any::<u64>()], 0..6),
+        last_number in prop_oneof![0..50_u64, Just(u64::MAX)],
+    ) {
+        let mut old = empty_keyring();
+        (0..rotations).for_each(|random| rotate(&mut old, random));
+        if cut_off {
+            old.begin_rotation([99; 16], [99; 16], 1).unwrap();
+        } else {
+            old.last_number = GenerationNumber(last_number.max(old.last_number.0));
+        }
+        let takeover = Takeover {
+            epoch: 77,
+            token: old.token.clone(),
+            recovery: RecoveryRoot::Declined,
+            upstream: None,
+            seen: seen.iter().copied().map(GenerationNumber).collect(),
+            disabled: Disabling { since: 1, uid: None, login_uid: None, reason: None },
+        };
+        let opens = |key_id: &KeyId| !unopened.contains(&key_id.generation().0);
+        let mut new = old.taken_over(takeover, opens);
+        prop_assert_eq!(new.check(), Ok(()));
+        prop_assert!(new.active().is_none() && new.disabled.is_some() && new.rotation.is_none());
+        prop_assert_eq!((new.epoch, new.scan.is_none(), &new.recovery), (77, true, &RecoveryRoot::Declined));
+        for before in old.generations.iter().filter(|each| opens(&each.key_id)) {
+            let after = new.by_key_id(&before.key_id);
+            prop_assert!(after.is_some_and(|after| after.decrypts() && after.wraps == before.wraps));
+        }
+        let plausible = |number: &&u64| **number < 1_000_000;
+        let highest = seen.iter().chain(&[old.last_number.0]).filter(plausible).max().copied().unwrap_or(0);
+        let taken: BTreeSet<KeyId> = old.generations.iter().map(|each| each.key_id.clone()).collect();
+        rotate(&mut new, 200);
+        let active = new.active().unwrap();
+        prop_assert!(active.number.0 > highest, "{} of {highest}", active.number);
+        prop_assert!(!taken.contains(&active.key_id));
+        prop_assert_eq!(new.check(), Ok(()));
+        prop_assert!(new.disabled.is_some(), "a fresh generation enables nothing");
     }
 }

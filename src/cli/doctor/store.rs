@@ -286,7 +286,7 @@ mod tests {
 
     fn claims_of(keyring: &str, node: &str, revision: u64, epoch: u64) -> Record {
         let (keyring, node) = (keyring.parse().unwrap(), node.parse().unwrap());
-        Record::Claims(Claims { keyring, node, revision, epoch, audit: None, generations: Vec::new() })
+        Record::Claims(Claims { keyring, node, revision, epoch, disabled: None, audit: None, generations: Vec::new() })
     }
 
     fn entry(mode: u32, uid: u32) -> Look<Entry> {

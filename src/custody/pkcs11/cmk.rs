@@ -12,10 +12,7 @@ use super::aes_gcm::IvMode;
 use super::failure::Failure;
 use super::session::Session;
 use super::{aes_gcm, ecdh, epoch, rsa_oaep};
-use crate::custody::contract::CustodyError;
-
-/// Every CMK's label begins with this; nothing else of ours does.
-const LABEL_PREFIX: &str = "keystead ";
+use crate::custody::contract::{CmkObject, CustodyError};
 
 /// How new CMKs wrap, with what the token wants of the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +148,7 @@ impl Cmk {
 }
 
 pub(super) fn label(context: &WrapContext) -> String {
-    format!("{LABEL_PREFIX}{} {}", context.keyring, context.generation)
+    CmkObject::label_of(&context.keyring, context.generation)
 }
 
 pub(super) fn missing(root: &RootId) -> Failure {
@@ -187,28 +184,30 @@ pub(super) fn find(session: &Session, root: &RootId) -> Result<Option<Cmk>, Fail
     }
 }
 
-/// Root IDs of the CMKs on the token.
-pub(super) fn list(session: &Session) -> Result<Vec<RootId>, Failure> {
-    let mut roots = Vec::new();
+/// The CMKs on the token; in the order of their root IDs.
+pub(super) fn list(session: &Session) -> Result<Vec<CmkObject>, Failure> {
+    let mut cmks = Vec::new();
     for class in [ObjectClass::SECRET_KEY, ObjectClass::PRIVATE_KEY] {
         let template = [Attribute::Token(true), Attribute::Class(class)];
         for object in session.call().find_objects(&template)? {
             let attributes = session.call().get_attributes(object, &[AttributeType::Label, AttributeType::Id])?;
-            let ours = attributes
-                .iter()
-                .any(|a| matches!(a, Attribute::Label(label) if label.starts_with(LABEL_PREFIX.as_bytes())));
+            let label = attributes.iter().find_map(|attribute| match attribute {
+                Attribute::Label(label) => Some(String::from_utf8_lossy(label).into_owned()),
+                _ => None,
+            });
+            let label = label.filter(|label| label.starts_with(CmkObject::LABEL_PREFIX));
             let id = attributes.iter().find_map(|attribute| match attribute {
                 Attribute::Id(id) => RootId::new(id).ok(),
                 _ => None,
             });
-            roots.extend(id.filter(|_| ours));
+            cmks.extend(id.zip(label).map(|(root_id, label)| CmkObject { root_id, label }));
         }
     }
-    if roots.is_empty() {
+    if cmks.is_empty() {
         session.believe_nothing_found()?;
     }
-    roots.sort();
-    Ok(roots)
+    cmks.sort_by(|a, b| a.root_id.cmp(&b.root_id));
+    Ok(cmks)
 }
 
 /// Destroys what there is of a CMK.

@@ -23,7 +23,9 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::custody::client::CustodyClient;
-use crate::custody::contract::{Answer, CustodyError, EpochPurpose, PinState, Request, TokenDescription, TokenSummary};
+use crate::custody::contract::{
+    Answer, CmkObject, CustodyError, EpochPurpose, PinState, Request, TokenDescription, TokenSummary,
+};
 use crate::custody::worker::{self, Custodian};
 use crate::service::clock::{Clock, KnownTime};
 use crate::service::cloud::{CloudReport, CloudSettings, OnKeyVersion};
@@ -98,7 +100,10 @@ impl Custodian for Device {
                 Answer::Token(TokenDescription { clock, ..description() })
             }
             Request::ListTokens => Answer::Tokens(vec![description().token]),
-            Request::ListCmks => Answer::Cmks(keks.keys().map(|id| RootId::new(id).unwrap()).collect()),
+            Request::ListCmks => {
+                let cmk = |id: &Vec<u8>| CmkObject { root_id: RootId::new(id).unwrap(), label: String::new() };
+                Answer::Cmks(keks.keys().map(cmk).collect())
+            }
             Request::NewKek { context } => {
                 let bytes: [u8; 32] = fresh();
                 keks.insert(context.root_id.as_bytes().to_vec(), bytes);

@@ -1,4 +1,5 @@
-//! A key of the cloud profile, switched off and on by an admin while its cloud comes and goes.
+//! A key of the cloud profile, switched off and on by an admin while its cloud comes and goes; and its store, put back from
+//! before the cloud revoked it.
 
 use keystead_wire::admin::v1::GetStatusResponse;
 use tonic::Code;
@@ -47,5 +48,42 @@ async fn key_disabled_here_stays_so_while_the_cloud_renews_and_is_enabled_withou
     assert_eq!(kms_code(&site.site).await, Code::FailedPrecondition);
     site.cloud.act("enable-key");
     daemon.until("given back", |status| status.availability == "online").await;
+    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+}
+
+#[tokio::test]
+async fn store_from_before_a_revocation_is_taken_over_only_with_the_word_of_the_cloud() {
+    let site = CloudSite::initialized("");
+    let daemon = site.serve().await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    let backup = std::fs::read(site.site.store_file()).unwrap();
+    site.cloud.act("disable-key");
+    let shredded = |status: &GetStatusResponse| status.availability == "revoked" && status.epoch > 2;
+    daemon.until("revoked, and the record says so", shredded).await;
+    assert!(daemon.stop().success());
+    std::fs::write(site.site.store_file(), &backup).unwrap();
+    // Not even the marker is left.
+    let _ = std::fs::remove_file(site.site.path().join("store/revoked"));
+
+    let restore = || site.site.keystead(["store", "restore", "--accept-rollback", "--yes"]);
+    let daemon = site.site.spawn(&[]);
+    daemon.until("stale", |status| status.reason.contains("stale")).await;
+    let error = restore().expect_failure(4);
+    assert!(error.contains("Without its word nothing is restored"), "{error}");
+    site.cloud.fault("refuse");
+    restore().expect_failure(4);
+    assert_eq!(std::fs::read(site.site.store_file()).unwrap(), backup);
+    site.cloud.act("clear");
+    site.cloud.act("enable-key");
+    restore().expect_success();
+    assert_eq!(kms_code(&site.site).await, Code::FailedPrecondition);
+    site.site.keystead(["key", "enable", "--yes"]).expect_success();
+    daemon.until("online", |status| status.availability == "online").await;
+    assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+    assert!(daemon.stop().success());
+    // The copies are of the new epoch: a start without the cloud finds every key.
+    site.cloud.fault("refuse");
+    let mut daemon = site.site.spawn(&[]);
+    daemon.until_serving().await;
     assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
 }
