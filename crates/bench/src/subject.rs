@@ -215,11 +215,11 @@ impl Daemon<'_> {
     }
 
     /// Makes one more generation, as a person does.
-    pub async fn rotate(&self) -> Result<(), Failure> {
-        self.installation
-            .keystead(&["key", "rotate", "--yes", "--force", "measured with many generations"])
-            .await
-            .map(drop)
+    pub async fn rotate(&mut self) -> Result<(), Failure> {
+        self.installation.keystead(&["key", "rotate", "--yes", "--force", "measured with many generations"]).await?;
+        // On a slow TPM the connection has rested meanwhile, and the daemon has ended it; a gRPC client connects anew.
+        self.connection = Connection::open(&self.installation.dir.join("run/kms.sock")).await?;
+        Ok(())
     }
 
     /// Waits until the daemon says that its cloud is away, and serves all the same.
