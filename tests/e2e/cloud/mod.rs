@@ -9,3 +9,4 @@ mod local;
 mod platform;
 mod rig;
 mod timing;
+mod way;
