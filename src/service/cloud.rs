@@ -387,6 +387,31 @@ mod tests {
         assert!(drawn.iter().min() < drawn.iter().max());
     }
 
+    /// Whatever may be mistyped makes another configuration of it, which can revoke nothing.
+    #[test]
+    fn configurations_differ_by_key_name_region_endpoint_and_by_where_one_ends() {
+        let identity = |id: &str, named: &str, region: &str, endpoint: &str| UpstreamIdentity {
+            kind: keystead_core::RootKind::IbmKeyProtect,
+            root_id: keystead_core::RootId::new(id.as_bytes()).unwrap(),
+            named: named.into(),
+            provider: "test",
+            region: region.into(),
+            endpoint: endpoint.into(),
+        };
+        let all = [
+            identity("key", "instance/key", "eu", "https://a"),
+            identity("kez", "instance/key", "eu", "https://a"),
+            identity("key", "instancf/key", "eu", "https://a"),
+            identity("key", "instance/key", "us", "https://a"),
+            identity("key", "instance/key", "eu", "https://b"),
+            identity("key", "instance/ke", "yeu", "https://a"),
+        ];
+        let digests: std::collections::BTreeSet<_> = all.iter().map(|each| configuration_digest(each).0).collect();
+        assert_eq!(digests.len(), all.len());
+        let aws = UpstreamIdentity { kind: keystead_core::RootKind::AwsKms, ..all[0].clone() };
+        assert_ne!(configuration_digest(&aws).0, configuration_digest(&all[0]).0);
+    }
+
     #[test]
     fn codes_are_cut_and_cleaned() {
         assert_eq!(cut("Forbidden.KeyNotFound"), "Forbidden.KeyNotFound");

@@ -11,3 +11,4 @@ mod platform;
 mod rig;
 mod switched;
 mod timing;
+mod way;

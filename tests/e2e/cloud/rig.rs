@@ -148,6 +148,11 @@ impl Cloud {
         }
     }
 
+    /// Where its proxy was asked to go, so far.
+    pub fn tunnels(&self) -> usize {
+        self.exchange("GET", "/state", "")["tunnels"].as_array().expect("a list").len()
+    }
+
     fn exchange(&self, method: &str, path: &str, body: &str) -> Value {
         let address = self.control();
         let mut stream = TcpStream::connect(address).expect("the rig's control answers");
