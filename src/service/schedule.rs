@@ -244,7 +244,6 @@ fn needed(keyring: &Keyring) -> Vec<(GenerationNumber, Option<u64>)> {
 }
 
 /// A test of the whole daemon cannot wait until a clock is believed.
-#[allow(clippy::missing_const_for_fn, reason = "a build with failpoints asks one")]
 fn settles(unsteady: u64) -> u64 {
     fail::fail_point!("schedule.steady", |_| 0);
     unsteady
