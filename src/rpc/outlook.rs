@@ -72,7 +72,7 @@ fn reboot(status: &GetStatusResponse) -> Survival {
     if !status.shut.is_empty() && !is_rewritten(status) {
         return no("Secrets under what is shut are readable only where they are cached");
     }
-    let matters = |upstream: &&Upstream| !upstream.up && !(upstream.older_only && is_rewritten(status));
+    let matters = |upstream: &&Upstream| !(upstream.up || upstream.older_only && is_rewritten(status));
     let Some(upstream) = status.upstream.as_ref().filter(matters) else {
         return yes("");
     };
