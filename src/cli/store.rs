@@ -110,17 +110,18 @@ fn report(restored: &RestoreStoreResponse, scanned: bool) -> Report {
         text.push_str(&format!("\nKept, and opened by nothing that is here:\n{}", table::list(&restored.unopened)));
     }
     if !restored.lost.is_empty() {
+        let in_etcd = if scanned { "etcd holds no object under it" } else { "etcd was not looked at" };
         let lines: Vec<String> = restored
             .lost
             .iter()
             .map(|each| match each.key_id.as_str() {
-                "" => format!("generation {}: its CMK is on the token; no object was seen under it", each.number),
+                "" => format!("generation {}: its CMK is on the token; {in_etcd}", each.number),
                 key_id => format!("generation {}: {} objects in etcd, {key_id}", each.number, each.objects),
             })
             .collect();
         text.push_str(&format!(
-            "\nLOST, made after the backup:\n{}\nStop the daemon, then `keystead recover --snapshot FILE --replace-store` brings\n\
-             back what etcd names and the token still opens.\n",
+            "\nLOST, made after the backup:\n{}\nStop the daemon, then `keystead recover --replace-store --snapshot FILE`, with\n\
+             --recovery or --no-recovery, brings back what etcd names and a root still opens.\n",
             table::list(&lines)
         ));
     } else if !scanned {

@@ -17,6 +17,7 @@ use super::explain::explain;
 use super::keys::Keys;
 use super::lifecycle::Lifecycle;
 use super::markers::GuardedMarker;
+use crate::custody::contract::CustodyError;
 use crate::store::{Marker, StoreError};
 
 /// What is on the way between the admin's word and the record.
@@ -70,13 +71,13 @@ pub enum SwitchError {
     #[error("another client has disabled the key meanwhile; it stays disabled")]
     DisabledMeanwhile,
     #[error(
-        "the key is refused from now on, but neither record nor marker could be written, which is tried again by itself: \
-         until then a restart would bring it back ({0})"
+        "the key is refused from now on, but until record or marker can be written, which is tried again by itself, a restart \
+         would bring it back"
     )]
-    NotDurable(LoadError),
-    #[error("the key stays disabled: {0}")]
+    NotDurable(#[source] LoadError),
+    #[error("the key stays disabled")]
     NotEnabled(#[from] LoadError),
-    #[error("the key stays disabled: the marker in the store's folder cannot be taken down: {0}")]
+    #[error("the key stays disabled: the marker in the store's folder cannot be taken down")]
     Marker(#[from] StoreError),
 }
 
@@ -258,8 +259,11 @@ impl Lifecycle {
             let _ = self.record_disabling().await;
         }
         if self.keys.serving().availability == Availability::Disabled {
-            let described = self.custody.describe().await;
-            self.note_custody(described);
+            match self.custody.describe().await {
+                // Says nothing of the token.
+                Err(CustodyError::Busy) => {}
+                described => self.note_custody(described),
+            }
         }
     }
 

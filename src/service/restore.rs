@@ -73,7 +73,7 @@ pub struct Lost {
 
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    #[error("this daemon has an authentic record: nothing was rolled back, and nothing is to be restored")]
+    #[error("there is an authentic record here: nothing was rolled back, and nothing is to be restored")]
     NothingToRestore,
     #[error(
         "that record is the one in force: put it into the store as keyring.store, nothing has to be accepted for that"
@@ -99,9 +99,9 @@ pub enum RestoreError {
     Custody(#[from] CustodyError),
     #[error(transparent)]
     Load(#[from] LoadError),
-    #[error("that is no record: {0}")]
+    #[error("that is no record")]
     Record(#[from] RecordError),
-    #[error("the fresh generation could not be made: {0}")]
+    #[error("the fresh generation could not be made")]
     Generation(#[from] RecoverError),
 }
 
@@ -116,15 +116,13 @@ impl Lifecycle {
             return Err(RestoreError::NothingToRestore);
         }
         let record = match &request.record {
-            Some(bytes) => UnverifiedRecord::parse(bytes)?,
+            Some(bytes) => {
+                self.has_nothing_better().await?;
+                UnverifiedRecord::parse(bytes)?
+            }
             None => self.records.unverified()?,
         };
-        let (old, newest) = match self.records.rolled_back(&record).await {
-            Ok(Some(rolled_back)) => rolled_back,
-            Ok(None) => return Err(RestoreError::InForce),
-            Err(error @ LoadError::TokenOlderThanStore { .. }) => return Err(RestoreError::TokenOlder(error)),
-            Err(other) => return Err(other.into()),
-        };
+        let Some((old, newest)) = self.rolled_back(&record).await? else { return Err(RestoreError::InForce) };
         let recovery = request.recovery.confirms(&old)?;
         let token = self.custody.describe().await?;
         let (keys, unopened) = self.open_all(&old, &token).await?;
@@ -175,6 +173,23 @@ impl Lifecycle {
         );
         self.tend_once().await;
         Ok(Restored { keyring, opened, unopened, lost, set_aside, of_epoch: old.epoch })
+    }
+
+    async fn rolled_back(&self, record: &UnverifiedRecord) -> Result<Option<(Keyring, u64)>, RestoreError> {
+        self.records.rolled_back(record).await.map_err(|error| match error {
+            LoadError::TokenOlderThanStore { .. } => RestoreError::TokenOlder(error),
+            other => other.into(),
+        })
+    }
+
+    /// A file takes the place of no record that is in force and was only not read yet, nor of one that waits for its token.
+    async fn has_nothing_better(&self) -> Result<(), RestoreError> {
+        let Ok(own) = self.records.unverified() else { return Ok(()) };
+        match self.rolled_back(&own).await {
+            Ok(None) => Err(RestoreError::NothingToRestore),
+            Err(error @ (RestoreError::TokenOlder(_) | RestoreError::Load(LoadError::Custody(_)))) => Err(error),
+            Ok(Some(_)) | Err(_) => Ok(()),
+        }
     }
 
     /// Opens every generation by its root, and holds it against its commitment.

@@ -47,7 +47,10 @@ async fn a_disabled_key_refuses_over_restarts_until_it_is_enabled_and_then_serve
     let epoch = daemon.status().await.epoch;
 
     let said = disable(&site).expect_success();
-    assert!(said.contains("Disabled.") && said.contains("lost laptop, INC-7") && said.contains("a day"), "{said}");
+    assert!(
+        said.contains("Disabled.") && said.contains("lost laptop, INC-7") && said.contains("until it restarts"),
+        "{said}"
+    );
     refuses(&mut kms, &sealed).await;
     let status = daemon.status().await;
     assert_eq!((status.availability.as_str(), status.generations_loaded, status.epoch), ("disabled", 0, epoch + 1));
@@ -326,6 +329,7 @@ async fn what_opens_keys_is_refused_while_disabled_and_what_only_looks_is_not() 
     let pem = site.path().join("public.pem");
     fs::write(&pem, crate::recovery::new_public_key()).unwrap();
     let daemon = site.serve().await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
     disable(&site).expect_success();
     let out = site.path().join("rescue.txt");
     for refused in [
@@ -342,7 +346,14 @@ async fn what_opens_keys_is_refused_while_disabled_and_what_only_looks_is_not() 
     for allowed in [&["key", "list"][..], &["roots", "list"], &["audit", "verify"], &["custodian", "restart"]] {
         site.command([]).args(allowed).output().unwrap().expect_success();
     }
-    assert_eq!(daemon.status().await.availability, "disabled");
+    // A scan is kept, and the word on the key with it.
+    let etcd = crate::etcd::Etcd::start();
+    etcd.put_secret("a", "edge", &sealed);
+    assert_eq!(crate::scan::scan(&site, &etcd.arguments())["recorded"], true);
+    let status = daemon.status().await;
+    assert_eq!((status.availability.as_str(), status.generations_loaded), ("disabled", 0));
+    assert!(status.disabled.is_some_and(|disabled| disabled.recorded) && status.scan.is_some());
+    assert!(fs::read_to_string(site.store_file()).unwrap().contains("\"disabled\""));
 }
 
 #[tokio::test]

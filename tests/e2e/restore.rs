@@ -212,6 +212,11 @@ async fn what_was_not_rolled_back_is_not_taken_over() {
 async fn a_token_older_than_the_store_is_another_matter_and_said_to_be() {
     let site = Site::initialized("");
     let (tokens, old) = (site.token.folder.join("tokens"), site.token.folder.join("old"));
+    let oldest = site.path().join("oldest.store");
+    fs::copy(site.store_file(), &oldest).unwrap();
+    let daemon = site.serve().await;
+    site.rotate().expect_success();
+    assert!(daemon.stop().success());
     let copied = std::process::Command::new("cp").arg("-a").arg(&tokens).arg(&old).status().unwrap();
     assert!(copied.success());
     let daemon = site.serve().await;
@@ -221,8 +226,11 @@ async fn a_token_older_than_the_store_is_another_matter_and_said_to_be() {
     fs::rename(&old, &tokens).unwrap();
     let daemon = site.spawn(&[]);
     daemon.until("older", |status| status.reason.contains("older than the store")).await;
-    let error = restore(&site, &[]).expect_failure(4);
-    assert!(error.contains("older than the store") && error.contains("not what `store restore` is for"), "{error}");
+    // Not even with a record that is older than both.
+    for arguments in [&[][..], &[oldest.to_str().unwrap()]] {
+        let error = restore(&site, arguments).expect_failure(4);
+        assert!(error.contains("older than the store") && error.contains("not what `store restore` is for"), "{error}");
+    }
 }
 
 /// Whoever can write the folder could put a recovery key of his own into an old record.
