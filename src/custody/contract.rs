@@ -252,3 +252,27 @@ impl CustodyError {
         matches!(self, Self::Gone | Self::TimedOut | Self::Busy | Self::Device { .. })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_names_a_generation_of_its_own_keyring_only() {
+        let keyring: KeyringId = "edge-7".parse().unwrap();
+        let of =
+            |label: &str| CmkObject { root_id: RootId::new(&[1]).unwrap(), label: label.into() }.generation(&keyring);
+        assert_eq!(of(&CmkObject::label_of(&keyring, GenerationNumber(12))), Some(GenerationNumber(12)));
+        for label in [
+            "",
+            "keystead edge-7",
+            "keystead edge-7 ",
+            "keystead edge 7",
+            "keystead edge-71 2",
+            "edge-7 2",
+            "keystead edge-7 -1",
+        ] {
+            assert_eq!(of(label), None, "{label}");
+        }
+    }
+}

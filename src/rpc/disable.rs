@@ -26,10 +26,11 @@ pub async fn disable(
         "" => None,
         reason => Some(reason.parse::<Reason>().map_err(|error| Status::invalid_argument(error.to_string()))?),
     };
-    let uid = request.extensions().get::<Caller>().map(|caller| caller.uid);
+    let caller = request.extensions().get::<Caller>().copied();
+    let (uid, login_uid) = (caller.map(|caller| caller.uid), caller.and_then(|caller| caller.login_uid));
     let details = reason.as_ref().map_or_else(|| json!({}), |reason| json!({"reason": reason.to_string()}));
     let audited = audit.intent_to_refuse("disable", &request, details).await;
-    let order = Disabling { since: unix_now(), uid, login_uid: None, reason };
+    let order = Disabling { since: unix_now(), uid, login_uid, reason };
     let lifecycle = lifecycle.clone();
     // A task of its own: a client that hangs up leaves nothing half done.
     let off = tokio::spawn(async move {

@@ -285,6 +285,19 @@ mod tests {
     }
 
     #[test]
+    fn disabled_key_survives_no_restart_and_names_the_way_back_first() {
+        for upstream in [None, outage(3600)] {
+            let mut status = status("disabled", "ready", upstream);
+            status.disabled = Some(keystead_wire::admin::v1::Disabled::default());
+            explain(&mut status);
+            assert_eq!(survives(&status), (false, false));
+            assert!(status.actions[0].contains("keystead key enable"), "{:?}", status.actions);
+            let consequence = status.upstream.map(|upstream| upstream.consequence);
+            assert!(consequence.is_none_or(|told| told.contains("the lease runs down")));
+        }
+    }
+
+    #[test]
     fn nothing_is_to_be_done_while_all_is_well() {
         let up = Some(Upstream { up: true, ..Upstream::default() });
         for upstream in [None, up] {

@@ -47,12 +47,13 @@ fn order(request: &Request<RestoreStoreRequest>, keyring: &str) -> Result<Restor
         }
         (_, true) => return Err(Status::invalid_argument("a recovery key, and none at all, are asked for")),
     };
+    let caller = request.extensions().get::<Caller>().copied();
     Ok(RestoreRequest {
         record: (!body.record.is_empty()).then(|| body.record.clone()),
         recovery,
         seen: seen(&body.seen, keyring)?,
-        uid: request.extensions().get::<Caller>().map(|caller| caller.uid),
-        login_uid: None,
+        uid: caller.map(|caller| caller.uid),
+        login_uid: caller.and_then(|caller| caller.login_uid),
     })
 }
 
