@@ -35,8 +35,7 @@ async fn recovery_key_is_added_to_a_running_cluster_and_opens_what_is_written_af
     let (site, etcd) = (Site::initialized(""), Etcd::start());
     let (private, public) = keygen(&site, "added");
     let daemon = site.serve().await;
-    let mut kms = daemon.kms().await;
-    let old = encrypt(&mut kms, &[1; 32]).await;
+    let old = encrypt(&mut daemon.kms().await, &[1; 32]).await;
     etcd.put_secret("a", "edge", &old);
     assert!(warnings(&site).contains("roots add recovery"), "{}", warnings(&site));
 
@@ -48,7 +47,7 @@ async fn recovery_key_is_added_to_a_running_cluster_and_opens_what_is_written_af
     let kinds: Vec<&Value> = made["generation"]["roots"].as_array().unwrap().iter().map(|root| &root["kind"]).collect();
     assert_eq!(kinds, ["pkcs11", "recovery"]);
     assert!(!warnings(&site).contains("one durable root"), "{}", warnings(&site));
-    assert_eq!(decrypt(&mut kms, &old).await.unwrap(), [1; 32]);
+    assert_eq!(decrypt(&mut daemon.kms().await, &old).await.unwrap(), [1; 32]);
     let again = run(&site, &format!("roots add recovery {public} --yes")).expect_failure(4);
     assert!(again.contains("already"), "{again}");
 
@@ -58,7 +57,7 @@ async fn recovery_key_is_added_to_a_running_cluster_and_opens_what_is_written_af
     scan(&site, &etcd.arguments());
     assert_eq!(root(&site, "pkcs11", false)["objects"], 1);
     assert_eq!(root(&site, "recovery", true)["objects"], 0);
-    let new = encrypt(&mut kms, &[1; 32]).await;
+    let new = encrypt(&mut daemon.kms().await, &[1; 32]).await;
     etcd.put_secret("a", "edge", &new);
     scan(&site, &etcd.arguments());
     assert_eq!(
@@ -73,7 +72,6 @@ async fn recovery_key_is_added_to_a_running_cluster_and_opens_what_is_written_af
 
     // Token and store are gone: the added key opens what etcd holds.
     let snapshot = text(&etcd.snapshot(&site.path().join("snapshot.db")));
-    drop(kms);
     assert!(daemon.stop().success());
     let other = Site::bare("");
     let report = shown(&recover(&other, &["--snapshot", &snapshot, "--private", &private, "--no-recovery"]), 1);
