@@ -180,7 +180,7 @@ async fn generation_that_etcd_needs_no_more_is_destroyed_on_the_token_and_stays_
         "{trail}"
     );
     let last = &trail.as_array().unwrap().iter().rfind(|line| line["action"] == "destroy-generation").unwrap();
-    assert_eq!((&last["who"], &last["details"]["cmks_destroyed"]), (&Value::Null, &json!(1)));
+    assert_eq!((&last["who"], &last["details"]["cmks_destroyed"]), (&json!("deletion"), &json!(1)));
     assert!(site.keystead(["audit", "verify"]).expect_success().contains("intact"));
     assert!(daemon.stop().success());
 }

@@ -135,6 +135,8 @@ mod tests {
 
     fn keyring() -> Keyring {
         let mut keyring = Keyring {
+            custody_only: false,
+            disabled: None,
             keyring: "edge".parse().unwrap(),
             node: "n1".parse().unwrap(),
             revision: 1,

@@ -72,6 +72,8 @@ struct Life {
 impl Life {
     fn new() -> Self {
         let memory = Keyring {
+            custody_only: false,
+            disabled: None,
             keyring: "edge".parse().unwrap(),
             node: "n1".parse().unwrap(),
             revision: 1,

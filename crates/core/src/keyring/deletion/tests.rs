@@ -17,6 +17,8 @@ fn number(number: u64) -> GenerationNumber {
 /// As many generations as asked for; the last one is active.
 fn keyring(generations: u8) -> Keyring {
     let mut keyring = Keyring {
+        custody_only: false,
+        disabled: None,
         keyring: "edge".parse().unwrap(),
         node: "n1".parse().unwrap(),
         revision: 1,
