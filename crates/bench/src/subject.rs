@@ -217,7 +217,11 @@ impl Daemon<'_> {
     /// Makes one more generation, as a person does.
     pub async fn rotate(&mut self) -> Result<(), Failure> {
         self.installation.keystead(&["key", "rotate", "--yes", "--force", "measured with many generations"]).await?;
-        // On a slow TPM the connection has rested meanwhile, and the daemon has ended it; a gRPC client connects anew.
+        self.reconnect().await
+    }
+
+    /// On a slow TPM the connection has rested meanwhile, and the daemon has ended it. A gRPC client connects anew by itself.
+    pub async fn reconnect(&mut self) -> Result<(), Failure> {
         self.connection = Connection::open(&self.installation.dir.join("run/kms.sock")).await?;
         Ok(())
     }
