@@ -146,7 +146,7 @@ impl Installation {
         };
         format!(
             "keyring = 'bench'\n\
-             node = 'bench-1'\n\
+             node = 'bench-{port}'\n\
              [custody]\n\
              {custody}\n\
              [store]\n\
@@ -157,6 +157,8 @@ impl Installation {
              socket = '{dir}/run/admin.sock'\n\
              [metrics]\n\
              listen = '{metrics}'\n",
+            // One that no other installation of this run has: on a TPM they share a chip.
+            port = self.metrics.port(),
             metrics = self.metrics,
         )
     }
