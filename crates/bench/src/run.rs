@@ -464,6 +464,7 @@ async fn by_generations(
 
         let sealed = Arc::new(all);
         let burst = open_burst(&daemon, &sealed).await?;
+        daemon.reconnect().await?;
         if burst.generations != generations {
             let found = format!("{} generations where {generations} were made", burst.generations);
             return Err(Failure::WrongAnswer { call: "GetStatus", problem: found });

@@ -146,7 +146,7 @@ impl Installation {
         };
         format!(
             "keyring = 'bench'\n\
-             node = 'bench-1'\n\
+             node = 'bench-{port}'\n\
              [custody]\n\
              {custody}\n\
              [store]\n\
@@ -157,6 +157,8 @@ impl Installation {
              socket = '{dir}/run/admin.sock'\n\
              [metrics]\n\
              listen = '{metrics}'\n",
+            // One that no other installation of this run has: on a TPM they share a chip.
+            port = self.metrics.port(),
             metrics = self.metrics,
         )
     }
@@ -217,7 +219,11 @@ impl Daemon<'_> {
     /// Makes one more generation, as a person does.
     pub async fn rotate(&mut self) -> Result<(), Failure> {
         self.installation.keystead(&["key", "rotate", "--yes", "--force", "measured with many generations"]).await?;
-        // On a slow TPM the connection has rested meanwhile, and the daemon has ended it; a gRPC client connects anew.
+        self.reconnect().await
+    }
+
+    /// On a slow TPM the connection has rested meanwhile, and the daemon has ended it. A gRPC client connects anew by itself.
+    pub async fn reconnect(&mut self) -> Result<(), Failure> {
         self.connection = Connection::open(&self.installation.dir.join("run/kms.sock")).await?;
         Ok(())
     }
