@@ -2,7 +2,7 @@
 
 use keystead_core::availability::Availability;
 use keystead_core::hpke_p256::P256PublicKey;
-use keystead_core::keyring::{GenerationState, RecoveryRoot};
+use keystead_core::keyring::RecoveryRoot;
 use keystead_core::recovery_key::RecoveryKey;
 use keystead_core::{FaultClass, RootKind};
 use zeroize::Zeroizing;
@@ -399,7 +399,10 @@ async fn change_that_is_killed_anywhere_is_done_or_undone_with_its_choice() {
             assert!(at.opens_cloud().await, "{point}: {}", at.refusal().await);
         }
         let states: Vec<_> = at.world.keyring().generations.iter().map(|each| each.state).collect();
-        assert_eq!(states.iter().filter(|state| **state == GenerationState::Retired).count(), states.len() - 1);
+        assert_eq!(
+            states.iter().filter(|state| **state == keystead_core::keyring::GenerationState::Retired).count(),
+            states.len() - 1
+        );
     }
 }
 
