@@ -84,7 +84,11 @@ async fn tcp(host: &str, port: u16, deadline: Instant) -> Result<TcpStream, Upst
     if addresses.is_empty() {
         return Err(unreachable(codes::DNS, host, "its name has no address"));
     }
-    stage(codes::TCP, host, deadline, first_to_answer(&addresses)).await
+    // Not tried again within the call: a start without the cloud waits for one such silence, not for three.
+    timeout_at(deadline, first_to_answer(&addresses))
+        .await
+        .map_err(|_| unreachable(codes::TIMEOUT, host, "nobody answers at its address"))?
+        .map_err(|error| unreachable(codes::TCP, host, &error.to_string()))
 }
 
 /// Connects to the first address that answers, each one started a little after the one before.
@@ -185,6 +189,19 @@ mod tests {
         let here = listener.local_addr().unwrap();
         assert_eq!(first_to_answer(&[gone, here]).await.unwrap().peer_addr().unwrap(), here);
         assert_eq!(first_to_answer(&[gone, gone]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn address_that_is_silent_is_a_time_out() {
+        use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
+        // Room for one in its queue, and nobody takes it out: the next is not answered at all.
+        let listener = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&listener, &"127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
+        listen(&listener, 0).unwrap();
+        let address: SocketAddr = getsockname(&listener).unwrap().try_into().unwrap();
+        let _first = TcpStream::connect(address).await.unwrap();
+        let error = tcp("127.0.0.1", address.port(), Instant::now() + Duration::from_millis(500)).await.unwrap_err();
+        assert_eq!(error.code, codes::TIMEOUT, "{error}");
     }
 
     #[tokio::test]

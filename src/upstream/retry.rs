@@ -84,8 +84,10 @@ mod tests {
         for class in FaultClass::ALL.into_iter().filter(|class| *class != FaultClass::Unreachable) {
             Retry::new(Instant::now() + Duration::from_secs(10)).wait_after(failure(class, "x")).await.unwrap_err();
         }
-        let mut retry = Retry::new(Instant::now() + Duration::from_secs(10));
-        retry.wait_after(failure(FaultClass::Unreachable, codes::TLS)).await.unwrap_err();
+        for lasting in [codes::TLS, codes::TIMEOUT] {
+            let mut retry = Retry::new(Instant::now() + Duration::from_secs(10));
+            retry.wait_after(failure(FaultClass::Unreachable, lasting)).await.unwrap_err();
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -174,7 +174,7 @@ fn found(status: &GetStatusResponse) -> (String, String) {
 
 /// On one daemon, one after the other: what is left behind by one would show in the next.
 async fn try_each(vendor: Vendor, rows: &[&[Row]]) {
-    let site = CloudSite::initialized_at(vendor, "");
+    let site = CloudSite::initialized_at(vendor, "renew_every = \"200ms\"\nprobe_interval = \"200ms\"");
     let daemon = site.serve().await;
     let key_id = daemon.status().await.active_key_id;
     let sealed = encrypt(&mut daemon.kms().await, b"seed").await;

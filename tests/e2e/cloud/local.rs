@@ -172,7 +172,7 @@ for crash in $(seq 300); do
         { kill -KILL $daemon; wait $daemon || true; } 2>/dev/null
         daemon=
     else
-        { timeout --signal=KILL "0.0$((crash % 9 + 1))" "$KEYSTEAD" serve 2>>"$SITE/log" || true; } 2>/dev/null
+        { timeout --signal=KILL "0.0$((crash % 6 + 1))" "$KEYSTEAD" serve 2>>"$SITE/log" || true; } 2>/dev/null
     fi
 done
 read=$(($(grep -c '"lease read"' "$SITE/log") - earlier))
