@@ -28,5 +28,7 @@ mod scan;
 pub mod serve;
 pub mod services;
 pub mod socket;
+mod status;
 pub mod status_map;
+mod trail;
 mod upstream;
