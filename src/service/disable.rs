@@ -7,6 +7,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use keystead_core::availability::{Availability, Observation};
 use keystead_core::keyring::{Disabling, Keyring};
@@ -181,6 +182,10 @@ impl Lifecycle {
             self.observe(Observation::Enabled, String::new(), None);
         }
         tracing::warn!("the key is enabled by an admin's order");
+        if let Some(cloud) = &self.cloud {
+            // What the cloud said while the key was disabled gave nothing back: it is asked anew, at once.
+            cloud.memory().ask_at = Duration::ZERO;
+        }
         self.tend_once().await;
         Ok(self.switched_on(true))
     }

@@ -397,7 +397,7 @@ async fn commands_that_contradict_each_other_have_one_outcome_each() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn enabling_that_is_overtaken_undoes_nothing() {
     let site = Site::initialized("");
-    let mut daemon = site.spawn(&[("FAILPOINTS", "enable.before-publish=sleep(3000)")]);
+    let mut daemon = site.spawn(&[("FAILPOINTS", "enable.before-publish=sleep(8000)")]);
     daemon.until_serving().await;
     let mut kms = daemon.kms().await;
     let sealed = encrypt(&mut kms, b"seed").await;

@@ -4,9 +4,11 @@ use keystead_core::FaultClass;
 use keystead_core::availability::{Availability, Cause};
 use keystead_core::keyring::Disabling;
 
+use super::roots_tests::change;
 use super::world_tests::{HOUR, LEASE, Mood, World};
 use crate::service::disable::{SwitchedOff, SwitchedOn};
 use crate::service::keys::ServeError;
+use crate::service::roots::RootsChange;
 
 const AWAY: Mood = Mood::Fails(FaultClass::Unreachable);
 
@@ -162,4 +164,22 @@ async fn grant_makes_the_lease_of_a_disabled_key_longer_and_leaves_it_disabled()
     assert!(world.left() > left && is_disabled(&world));
     assert!(world.record().disabled.is_some());
     assert!(matches!(enable(&world).await.availability, Availability::Degraded { .. }));
+}
+
+/// Renewals go on while it is disabled, and what they hear gives nothing back by itself.
+#[tokio::test]
+async fn older_generation_that_the_cloud_gave_back_meanwhile_opens_as_soon_as_the_key_is_enabled() {
+    let world = World::online().await;
+    let old = world.encrypt(b"old").unwrap();
+    change(&world, RootsChange::RemoveUpstream).await.unwrap();
+    world.cloud.says(Mood::Fails(FaultClass::KeyDisabled));
+    world.pass(HOUR, 120).await;
+    assert!(!world.decrypts(&old, b"old").await, "{}", world.reason());
+    disable(&world).await;
+    world.cloud.says(Mood::Works);
+    world.pass(HOUR, 120).await;
+    assert!(is_disabled(&world));
+    assert_eq!(enable(&world).await.availability, Availability::Online);
+    world.pass(2, 1).await;
+    assert!(world.decrypts(&old, b"old").await, "{}", world.reason());
 }
