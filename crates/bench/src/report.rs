@@ -23,7 +23,8 @@ pub mod budget {
     pub const CUSTODIAN_MEMORY_MB: f64 = 12.0;
     pub const SUPERVISOR_MEMORY_MB: f64 = 3.0;
     pub const START_MS: f64 = 25.0;
-    pub const BINARY_MB: f64 = 12.0;
+    /// With the cloud and cluster features, as the default build has them; 12 without.
+    pub const BINARY_MB: f64 = 25.0;
     /// Above this, what else ran on the machine moves ratios by more than the budgets leave room for.
     pub const NOISE_CORES: f64 = 0.1;
 }
@@ -342,7 +343,7 @@ impl Report {
             let size = megabytes(binary.bytes);
             let stripped = if binary.stripped { "" } else { ", not stripped" };
             vec![
-                "release binary".to_owned(),
+                "release binary, default features".to_owned(),
                 format!("{size:.1} MB{stripped}"),
                 format!("≤ {:.0} MB", budget::BINARY_MB),
                 if binary.stripped { verdict(size <= budget::BINARY_MB) } else { "not a release".into() },
@@ -523,7 +524,7 @@ mod tests {
         assert!(row("| Encrypt").contains("**missed**"));
         assert!(row("| device operations of 10000").contains("= 10") && text.contains("| met"));
         assert!(row("| spawn to first ok").contains("**missed**"));
-        assert!(row("| release binary").contains("met"));
+        assert!(row("| release binary, default features").contains("met"));
         assert!(text.contains("### Not measured"));
         // The same figures, by the budgets of a full trail.
         let audited = text.split("every request in the audit trail").nth(1).unwrap_or_default();
