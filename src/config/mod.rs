@@ -5,7 +5,10 @@
 //! the rooms do not know that a file exists. The keys are described for people in `docs/configuration.md`.
 
 mod accounts;
+mod audit;
+mod builder;
 mod check;
+mod custody;
 mod effective;
 mod error;
 mod holders;

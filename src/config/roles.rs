@@ -6,9 +6,9 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use toml::Spanned;
 
+use super::builder::Builder;
 use super::error::ConfigError;
 use super::raw;
-use super::settings::Builder;
 use super::source::Source;
 use crate::rpc::roles::{Action, Members, Rights, Role, RolePolicy};
 

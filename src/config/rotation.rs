@@ -5,9 +5,9 @@ use std::time::Duration;
 use keystead_core::schedule::{NoWindow, Schedule, Window};
 use toml::Spanned;
 
+use super::builder::Builder;
 use super::error::ConfigError;
 use super::raw;
-use super::settings::Builder;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const TEN_YEARS: Duration = Duration::from_secs(3660 * 24 * 3600);

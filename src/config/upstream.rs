@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use toml::Spanned;
 
+use super::builder::Builder;
 use super::error::ConfigError;
-use super::settings::Builder;
 use super::units::Span;
 
 /// `[upstream]` as the file has it.

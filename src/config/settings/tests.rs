@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::Fault;
+use crate::custody::settings::{MechanismChoice, PinSource, TokenSelector};
 use rustix::process::Gid;
 use std::fs;
 
