@@ -25,8 +25,9 @@ use super::audited::AdminAudit;
 use super::reload::{self, Reloads};
 use super::status_map::{extend_error, rescue_error, scan_error};
 use super::{backups, deletion, disable, restore, roots, scan, trail};
+use crate::service::custody_state::CustodyState;
 use crate::service::keys::Keys;
-use crate::service::lifecycle::{CustodyState, Lifecycle};
+use crate::service::lifecycle::Lifecycle;
 use crate::service::rescue::Rescued;
 use crate::service::spending::Spending;
 

@@ -10,7 +10,7 @@ use super::admin::AdminService;
 use super::{deletion, disable, outlook, reload, roots, rotation, scan, upstream};
 use crate::audit::Trail;
 use crate::memory;
-use crate::service::lifecycle::CustodyState;
+use crate::service::custody_state::CustodyState;
 use crate::service::notices;
 
 impl AdminService {

@@ -8,6 +8,7 @@ pub mod backups;
 pub mod clock;
 pub mod cloud;
 pub mod cloud_view;
+pub mod custody_state;
 pub mod deletion;
 mod destruction;
 pub mod disable;
@@ -33,6 +34,7 @@ pub mod rotation;
 pub mod scan;
 pub mod schedule;
 pub mod spending;
+mod start;
 mod unasked;
 #[cfg(feature = "cloud")]
 pub mod upstream_check;
