@@ -59,7 +59,9 @@ class Front:
         self.skew = 0.0
         self.lock = threading.Lock()
         self.faults, self.connections = {}, set()
-        self.port, self.listener = 0, None
+        # Bound for the rig's life and never listening: while connections are refused, nobody else is given the port.
+        self.place = self._bind(0)
+        self.port, self.listener = self.place.getsockname()[1], None
         self.listen()
 
     @property
@@ -102,13 +104,18 @@ class Front:
         """Idempotent. The port stays the same for the rig's life."""
         if self.listener:
             return
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self.port))
-        listener.listen(64)
-        self.port = listener.getsockname()[1]
-        self.listener = listener
-        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        self.listener = self._bind(self.port)
+        self.listener.listen(64)
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    @staticmethod
+    def _bind(port):
+        """A socket on `port`, or on a free one; ours may share it."""
+        bound = socket.socket()
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(("127.0.0.1", port))
+        return bound
 
     def close(self):
         """Connections are refused from now on, and those that are open break."""
