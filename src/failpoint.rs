@@ -1,7 +1,8 @@
 //! Named points at which a test build can be killed. In a release build they are nothing.
 //!
-//! `KEYSTEAD_KILL_AT=<name>` ends the process there with SIGKILL; the `FAILPOINTS` variable of the `fail` crate offers the rest
-//! (`store.before-write=return`, …). tests/e2e enumerates [`NAMES`].
+//! `KEYSTEAD_KILL_AT=<name>` ends the process there with SIGKILL, `KEYSTEAD_HOLD_AT=<name>:<file>` waits there until that file
+//! exists; the `FAILPOINTS` variable of the `fail` crate offers the rest (`store.before-write=return`, …). tests/e2e enumerates
+//! [`NAMES`].
 
 /// Every failpoint of the local profile, in the order a rotation meets them.
 pub const NAMES: &[&str] = &[
@@ -62,6 +63,26 @@ pub fn arm() {
         };
         let _ = fail::cfg_callback(name, kill);
     }
+    if let Ok(hold) = std::env::var("KEYSTEAD_HOLD_AT")
+        && let Some((name, file)) = hold.split_once(':')
+    {
+        let file = std::path::PathBuf::from(file);
+        let _ = fail::cfg_callback(name, move || hold_until_exists(&file));
+    }
+}
+
+/// The rest of the process goes on: a thread of the runtime that slept would take the readiness of every socket with it.
+#[cfg(feature = "failpoints")]
+fn hold_until_exists(file: &std::path::Path) {
+    use std::time::{Duration, Instant};
+
+    tokio::task::block_in_place(|| {
+        let reached = Instant::now();
+        // A test that failed meanwhile does not leave the process behind.
+        while !file.exists() && reached.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    });
 }
 
 #[cfg(not(feature = "failpoints"))]

@@ -33,7 +33,7 @@ const KEPT: &[&str] = &["PATH", "LANG", "TZ", "RUST_BACKTRACE"];
 pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// Fault injection reaches the children only in builds made for it.
 const KEPT_FOR_TESTS: &[&str] = if cfg!(feature = "failpoints") {
-    &["FAILPOINTS", "KEYSTEAD_KILL_AT", "LD_PRELOAD", "FAKETIME", "FAKETIME_DONT_FAKE_MONOTONIC"]
+    &["FAILPOINTS", "KEYSTEAD_KILL_AT", "KEYSTEAD_HOLD_AT", "LD_PRELOAD", "FAKETIME", "FAKETIME_DONT_FAKE_MONOTONIC"]
 } else {
     &[]
 };

@@ -200,6 +200,7 @@ impl Lifecycle {
         let mut orders = self.switch.orders();
         orders.count += 1;
         if self.machine.state().is_disabled() {
+            tracing::info!("the key is to be disabled, and is so already: it stays so");
             return false;
         }
         let text = told(&order);

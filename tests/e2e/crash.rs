@@ -8,6 +8,7 @@ use keystead_wire::kms::v2::StatusRequest;
 use rustix::process::Signal;
 
 use crate::daemon::{Finished, Site, decrypt, encrypt, until_gone};
+use crate::memory::wait_until;
 
 #[tokio::test]
 async fn rotation_killed_at_every_failpoint_resumes_or_rolls_back() {
@@ -125,8 +126,8 @@ async fn a_record_from_the_middle_of_a_change_is_refused_afterwards() {
 async fn custodian_and_supervisor_killed_in_the_middle_of_a_rotation_lose_nothing() {
     for victim in ["custodian", "supervisor"] {
         let site = Site::initialized("");
-        // Pauses the rotation between intent and CMK, so that the kill comes in the middle.
-        let mut daemon = site.spawn(&[("FAILPOINTS", "rotation.intent-written=sleep(400)")]);
+        // Between intent and CMK, so that the kill comes in the middle.
+        let (mut daemon, rotating) = site.spawn_held_at("rotation.intent-written");
         daemon.until_serving().await;
         let before = encrypt(&mut daemon.kms().await, b"before").await;
         let mut rotate = site
@@ -135,11 +136,12 @@ async fn custodian_and_supervisor_killed_in_the_middle_of_a_rotation_lose_nothin
             .spawn()
             .unwrap();
         let file = site.store_file();
-        crate::memory::wait_until("the intent is written", || {
+        wait_until("the intent is written", || {
             std::fs::read_to_string(&file).is_ok_and(|text| !text.contains("\"rotation\": null"))
         });
         if victim == "custodian" {
             daemon.kill_role("custodian", Signal::KILL);
+            rotating.let_go();
             let _ = rotate.wait().unwrap();
             assert_eq!(decrypt(&mut daemon.kms().await, &before).await.unwrap(), b"before");
             assert!(daemon.stop().success());
@@ -191,11 +193,15 @@ async fn a_full_disk_at_any_write_refuses_the_rotation_and_serves_on() {
 #[tokio::test]
 async fn rotations_asked_for_at_once_are_one_rotation() {
     let site = Site::initialized("");
-    let mut daemon = site.spawn(&[("FAILPOINTS", "rotation.intent-written=sleep(500)")]);
+    let (mut daemon, rotating) = site.spawn_held_at("rotation.intent-written");
     daemon.until_serving().await;
-    let impatient: Vec<_> =
+    let mut impatient: Vec<_> =
         (0..4).map(|_| site.command(["key", "rotate", "--yes", "--force", "for a test"]).spawn().unwrap()).collect();
-    let succeeded = impatient.into_iter().filter_map(|mut child| child.wait().ok()).filter(|status| status.success());
-    assert_eq!(succeeded.count(), 1);
+    wait_until("three are refused", || {
+        impatient.retain_mut(|child| child.try_wait().unwrap().is_none_or(|status| status.success()));
+        impatient.len() == 1
+    });
+    rotating.let_go();
+    assert!(impatient[0].wait().unwrap().success());
     assert_eq!(daemon.status().await.active_generation, 2);
 }

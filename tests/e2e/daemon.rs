@@ -35,6 +35,20 @@ pub struct Daemon {
     log: PathBuf,
 }
 
+/// Whoever is held at a failpoint; let go when dropped, too.
+pub struct Hold(PathBuf);
+
+impl Hold {
+    pub fn let_go(self) {}
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // The site's folder may be gone before it.
+        let _ = fs::write(&self.0, "");
+    }
+}
+
 impl Site {
     /// A token and a configuration, no key yet. `extra` is appended to the configuration.
     pub fn bare(extra: &str) -> Self {
@@ -116,6 +130,12 @@ impl Site {
             .spawn()
             .expect("keystead serve starts");
         Daemon { child, run: self.path().join("run"), log }
+    }
+
+    /// Starts the daemon; whoever comes to the failpoint waits there until the hold is let go.
+    pub fn spawn_held_at(&self, failpoint: &str) -> (Daemon, Hold) {
+        let hold = Hold(self.path().join(format!("let-go-of-{failpoint}")));
+        (self.spawn(&[("KEYSTEAD_HOLD_AT", &format!("{failpoint}:{}", hold.0.display()))]), hold)
     }
 
     /// Starts the daemon and waits until it serves.

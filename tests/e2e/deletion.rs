@@ -330,7 +330,7 @@ async fn schedule_and_cancel_killed_at_their_failpoints_are_done_or_not_done() {
 async fn clients_that_want_different_things_or_hang_up_leave_one_clear_outcome() {
     let site = Site::initialized("");
     rotated(&site).await;
-    let mut daemon = site.spawn(&[("FAILPOINTS", "deletion.scheduled=sleep(300)")]);
+    let (mut daemon, scheduling) = site.spawn_held_at("deletion.scheduled");
     daemon.until_serving().await;
     let key_id = key_id(&site, 1);
     let request =
@@ -341,6 +341,7 @@ async fn clients_that_want_different_things_or_hang_up_leave_one_clear_outcome()
         tokio::time::timeout(std::time::Duration::from_millis(100), admin.schedule_deletion(request.clone()));
     assert!(impatient.await.is_err());
     drop(admin);
+    scheduling.let_go();
     let (mut one, mut other) = (daemon.admin().await, daemon.admin().await);
     let cancel = keystead_wire::admin::v1::CancelDeletionRequest { generation: "1".into() };
     let (first, second) = tokio::join!(one.cancel_deletion(cancel.clone()), other.cancel_deletion(cancel));

@@ -281,7 +281,7 @@ async fn a_key_disabled_while_the_token_is_away_stays_so_and_the_record_follows(
 #[tokio::test]
 async fn disabling_during_a_rotation_refuses_at_once_and_the_rotation_ends_unseen() {
     let site = Site::initialized("");
-    let mut daemon = site.spawn(&[("FAILPOINTS", "rotation.intent-written=sleep(3000)")]);
+    let (mut daemon, rotating) = site.spawn_held_at("rotation.intent-written");
     daemon.until_serving().await;
     let mut kms = daemon.kms().await;
     let sealed = encrypt(&mut kms, b"seed").await;
@@ -291,10 +291,10 @@ async fn disabling_during_a_rotation_refuses_at_once_and_the_rotation_ends_unsee
         fs::read_to_string(&file).is_ok_and(|text| !text.contains("\"rotation\": null"))
     });
     let mut disabling = site.command(["key", "disable", "--yes"]).stdout(std::process::Stdio::null()).spawn().unwrap();
-    // Long before the rotation ends.
     daemon.until("refused", |status| status.availability == "disabled").await;
     refuses(&mut kms, &sealed).await;
-    assert!(rotation.try_wait().unwrap().is_none(), "the refusal waited for the rotation");
+    assert!(rotation.try_wait().unwrap().is_none(), "the rotation did not wait");
+    rotating.let_go();
     assert!(rotation.wait().unwrap().success() && disabling.wait().unwrap().success());
     refuses(&mut kms, &sealed).await;
     let status = daemon.status().await;
@@ -359,7 +359,7 @@ async fn what_opens_keys_is_refused_while_disabled_and_what_only_looks_is_not() 
 #[tokio::test]
 async fn commands_that_contradict_each_other_have_one_outcome_each() {
     let site = Site::initialized("");
-    let mut daemon = site.spawn(&[("FAILPOINTS", "disable.stored=sleep(1500)")]);
+    let (mut daemon, disabling) = site.spawn_held_at("disable.stored");
     daemon.until_serving().await;
     let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
     // Two disable, and one enables while they are at it.
@@ -367,6 +367,7 @@ async fn commands_that_contradict_each_other_have_one_outcome_each() {
     let first = tokio::spawn(async move { first.disable(DisableRequest { reason: "first".into() }).await });
     daemon.until("refused", |status| status.availability == "disabled").await;
     let second = tokio::spawn(async move { second.disable(DisableRequest { reason: "second".into() }).await });
+    disabling.let_go();
     let first = first.await.unwrap().unwrap().into_inner();
     let second = second.await.unwrap().unwrap().into_inner();
     assert!(first.changed && !second.changed);
@@ -397,7 +398,7 @@ async fn commands_that_contradict_each_other_have_one_outcome_each() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn enabling_that_is_overtaken_undoes_nothing() {
     let site = Site::initialized("");
-    let mut daemon = site.spawn(&[("FAILPOINTS", "enable.before-publish=sleep(8000)")]);
+    let (mut daemon, enabling) = site.spawn_held_at("enable.before-publish");
     daemon.until_serving().await;
     let mut kms = daemon.kms().await;
     let sealed = encrypt(&mut kms, b"seed").await;
@@ -409,6 +410,8 @@ async fn enabling_that_is_overtaken_undoes_nothing() {
         fs::read_to_string(&file).is_ok_and(|text| !text.contains("\"disabled\""))
     });
     let off = tokio::spawn(async move { off.disable(DisableRequest { reason: "again".into() }).await });
+    crate::memory::wait_until("it is told to", || daemon.log().contains("is so already"));
+    enabling.let_go();
     let on = on.await.unwrap().unwrap_err();
     assert_eq!(on.code(), Code::Aborted);
     assert!(on.message().contains("stays disabled"), "{on}");
@@ -420,15 +423,19 @@ async fn enabling_that_is_overtaken_undoes_nothing() {
 #[tokio::test]
 async fn a_client_that_hangs_up_leaves_nothing_half_done() {
     let site = Site::initialized("");
-    let points = "disable.marked=sleep(1000);enable.stored=sleep(1000)";
-    let mut daemon = site.spawn(&[("FAILPOINTS", points)]);
+    let (mut daemon, disabling) = site.spawn_held_at("disable.marked");
     daemon.until_serving().await;
     let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
     let mut client = site.command(["key", "disable", "--yes"]).spawn().unwrap();
     daemon.until("refused", |status| status.availability == "disabled").await;
     client.kill().unwrap();
     client.wait().unwrap();
+    disabling.let_go();
     daemon.until("recorded", |status| status.disabled.as_ref().is_some_and(|disabled| disabled.recorded)).await;
+    assert!(daemon.stop().success());
+
+    let (mut daemon, enabling) = site.spawn_held_at("enable.stored");
+    daemon.until("disabled still", |status| status.availability == "disabled").await;
     let mut client = site.command(["key", "enable", "--yes"]).spawn().unwrap();
     let file = site.store_file();
     crate::memory::wait_until("the record is written", || {
@@ -436,6 +443,7 @@ async fn a_client_that_hangs_up_leaves_nothing_half_done() {
     });
     client.kill().unwrap();
     client.wait().unwrap();
+    enabling.let_go();
     daemon.until_serving().await;
     assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
     let outcomes = site.keystead(["audit", "query", "--outcome", "done", "--output", "json"]).expect_success();

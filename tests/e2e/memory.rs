@@ -10,7 +10,7 @@ use rustix::process::Pid;
 use crate::daemon::{DEADLINE, Kms, Site, decrypt, encrypt};
 
 /// Waits for a condition.
-pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(started.elapsed() < DEADLINE, "never: {what}");
