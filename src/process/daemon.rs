@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::config_copy::ConfigCopy;
 use super::control::{ControlReporter, ControlServerEnd};
+use super::kms_thread::KmsThread;
 use super::reload::digest;
 use super::sandbox::Confinement;
 use super::seccomp::Filtering;
@@ -124,7 +125,11 @@ pub async fn run(
         }
     };
 
-    let kms = incoming(listeners.kms, settings.kms.max_connections, settings.kms.peers, RolePolicy::default())?;
+    let kms_thread = KmsThread::start()?;
+    let kms = {
+        let _there = kms_thread.handle().enter();
+        incoming(listeners.kms, settings.kms.max_connections, settings.kms.peers, RolePolicy::default())?
+    };
     let admin = incoming(listeners.admin, MAX_ADMIN_CONNECTIONS, settings.admin.peers, settings.admin.roles)?;
     let limits = Arc::new(KmsLimits::new(settings.kms.max_plaintext));
     let audit = AdminAudit::new(trail.clone());
@@ -196,6 +201,7 @@ pub async fn run(
     let asking = reporter.clone();
     let logins = Arc::new(Logins::new(move |pid| asking.ask_login(pid)));
     let answered = logins.clone();
+    let answers = kms_thread.handle().clone();
     tokio::spawn(async move {
         let attach = |stream, count| {
             counted.store(count, Ordering::Relaxed);
@@ -203,7 +209,9 @@ pub async fn run(
             changed.notify_one();
             Ok(())
         };
-        if let Err(error) = follow_orders(control, hung, answered, attach, |verdict| reloader.heed(verdict)).await {
+        if let Err(error) =
+            follow_orders(control, answers, hung, answered, attach, |verdict| reloader.heed(verdict)).await
+        {
             tracing::error!(%error, "the supervisor cannot be understood");
         }
         ending.send_replace(true);
@@ -235,7 +243,12 @@ pub async fn run(
             tracing::warn!(%error, "the supervisor cannot be told that the sockets are served");
         }
     });
-    tokio::join!(serve(kms, kms_service, kms_ends, ended()), serve(admin, admin_service, admin_ends, ended()));
+    let kms = kms_thread.handle().spawn(serve(kms, kms_service, kms_ends, ended()));
+    let admin = async {
+        serve(admin, admin_service, admin_ends, ended()).await;
+        Ok(())
+    };
+    tokio::try_join!(admin, async { kms.await.map_err(std::io::Error::other) })?;
     audit.tell_refusals().await;
     // Until here the channel is open: its end would tell the supervisor that this process is gone.
     drop(reporter);

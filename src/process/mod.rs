@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod egress;
 pub mod hardening;
 mod inherited;
+mod kms_thread;
 pub mod once;
 mod pid_file;
 pub mod reload;

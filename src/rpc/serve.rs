@@ -1,22 +1,23 @@
 //! Serves one gRPC service on accepted connections: drains on shutdown, and ends connections that rest after carrying keys.
 //!
-//! tonic's own server would do, but for two things. HTTP/2 keeps a read and a write buffer for as long as a connection
+//! tonic's own server would do, but for three things. HTTP/2 keeps a read and a write buffer for as long as a connection
 //! lives, and kube-apiserver's lives for ever: the last seeds would lie there. A connection that carried a seed and then
 //! rests is therefore told to go away (GOAWAY, which gRPC clients follow without a failed call), and its buffers are
-//! freed, and freed memory is wiped. And shutdown has a deadline.
+//! freed, and freed memory is wiped. A request is answered where it was read (ADR 20). And shutdown has a deadline.
 
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use http::{Request, Response};
 use hyper::body::Incoming as Body;
+use hyper::rt::Executor;
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::Status;
@@ -104,13 +105,14 @@ where
     let activity = Arc::new(Activity::new());
     let watched = activity.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Body>| {
-        watched.note(request.uri().path() != settings.harmless);
+        let running = (request.uri().path() != settings.harmless).then(|| Running::new(&watched));
         let caller = Caller { login_uid, ..verdict.caller() };
         let answer = caller.admitted.then(|| {
             request.extensions_mut().insert(caller);
             service.clone().call(request)
         });
         async move {
+            let _running = running;
             match answer {
                 Some(answer) => answer.await,
                 None => Ok(not_admitted()),
@@ -118,7 +120,8 @@ where
         }
     });
     let mut connection = std::pin::pin!(
-        http2::Builder::new(TokioExecutor::new())
+        http2::Builder::new(InPlace)
+            .auto_date_header(false)
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -142,33 +145,53 @@ where
     }
 }
 
+/// Runs a request where it was read, and gives it a task of its own only when it has to wait: most are answered from memory, in
+/// less time than it takes to make a task and wake it.
+#[derive(Clone)]
+struct InPlace;
+
+impl<F> Executor<F> for InPlace
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, request: F) {
+        let mut request = Box::pin(request);
+        // Whoever it waits for is told of the task's waker when that polls it first.
+        if (&mut request).now_or_never().is_none() {
+            tokio::spawn(request);
+        }
+    }
+}
+
 /// One sentence for all who are not listed: which uids are is nobody's business.
 fn not_admitted() -> Response<tonic::body::Body> {
     Status::permission_denied("this user may not use this socket; see allow_uids and allow_gids in the configuration")
         .into_http()
 }
 
-/// When a connection was last used, and whether it ever carried keys. One store a request.
+/// Whether a connection carries keys, and when it last did.
 struct Activity {
     since: Instant,
+    running: AtomicUsize,
+    /// When the last request that carried keys ended, in milliseconds; zero before the first.
     last_millis: AtomicU64,
-    carried_keys: AtomicBool,
 }
 
 impl Activity {
     fn new() -> Self {
-        Self { since: Instant::now(), last_millis: AtomicU64::new(0), carried_keys: AtomicBool::new(false) }
-    }
-
-    fn note(&self, carries_keys: bool) {
-        if carries_keys {
-            self.carried_keys.store(true, Ordering::Relaxed);
-            self.last_millis.store(self.elapsed(), Ordering::Relaxed);
-        }
+        Self { since: Instant::now(), running: AtomicUsize::new(0), last_millis: AtomicU64::new(0) }
     }
 
     fn elapsed(&self) -> u64 {
         u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn is_rested(&self, limit: Duration) -> bool {
+        let last = self.last_millis.load(Ordering::Relaxed);
+        // A request may wait long for a device: that is no rest.
+        last > 0
+            && self.running.load(Ordering::Relaxed) == 0
+            && Duration::from_millis(self.elapsed().saturating_sub(last)) >= limit
     }
 
     /// Completes when keys were carried, the last of them `limit` ago.
@@ -176,10 +199,63 @@ impl Activity {
         let Some(limit) = limit else { return std::future::pending().await };
         loop {
             tokio::time::sleep(limit).await;
-            let rest = self.elapsed().saturating_sub(self.last_millis.load(Ordering::Relaxed));
-            if self.carried_keys.load(Ordering::Relaxed) && Duration::from_millis(rest) >= limit {
+            if self.is_rested(limit) {
                 return;
             }
         }
+    }
+}
+
+/// A request that carries keys, until it is answered or given up by its caller.
+struct Running(Arc<Activity>);
+
+impl Running {
+    fn new(activity: &Arc<Activity>) -> Self {
+        activity.running.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.last_millis.store(self.0.elapsed().max(1), Ordering::Relaxed);
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(2);
+
+    /// As if `age` had passed since the connection was accepted.
+    fn aged(age: Duration) -> Arc<Activity> {
+        Arc::new(Activity { since: Instant::now().checked_sub(age).unwrap(), ..Activity::new() })
+    }
+
+    #[test]
+    fn connection_that_never_carried_keys_is_kept() {
+        assert!(!aged(LIMIT * 10).is_rested(LIMIT));
+    }
+
+    #[test]
+    fn connection_rests_from_its_last_answer_on() {
+        let activity = aged(LIMIT * 10);
+        drop(Running::new(&activity));
+        assert!(!activity.is_rested(LIMIT), "it was answered just now");
+        activity.last_millis.store(1, Ordering::Relaxed);
+        assert!(activity.is_rested(LIMIT));
+    }
+
+    #[test]
+    fn request_that_waits_for_a_device_is_no_rest() {
+        let activity = aged(LIMIT * 10);
+        drop(Running::new(&activity));
+        activity.last_millis.store(1, Ordering::Relaxed);
+        let running = Running::new(&activity);
+        assert!(!activity.is_rested(LIMIT));
+        drop(running);
+        assert!(!activity.is_rested(LIMIT), "it was answered just now");
     }
 }

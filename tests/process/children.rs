@@ -98,6 +98,7 @@ pub fn server() -> ExitCode {
             let nobody = Arc::new(Logins::new(|_| Ok(())));
             let orders = follow_orders(
                 control,
+                tokio::runtime::Handle::current(),
                 hung,
                 nobody,
                 move |stream, restarts| {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::process::control::{ControlServerEnd, Order};
@@ -13,13 +14,14 @@ use crate::rpc::login::Logins;
 /// Attaches each new custodian, and has one replaced whenever `hung` changes. Returns when it is time to drain: by
 /// order, or because the supervisor is gone.
 ///
-/// `attach` gets the connection and the number of restarts so far, `reload` what a configuration that was read again comes to.
+/// Whether the server is alive, `kms` answers. `attach` gets the connection and the number of restarts so far, `reload` what a configuration that was read again comes to.
 ///
 /// # Errors
 /// When the control channel is unusable, or a custodian cannot be attached. Drain then as well: the supervisor takes the
 /// end of this process as a reason to start anew.
 pub async fn follow_orders(
     mut control: ControlServerEnd,
+    kms: Handle,
     mut hung: watch::Receiver<u64>,
     logins: Arc<Logins>,
     mut attach: impl FnMut(UnixStream, u32) -> io::Result<()>,
@@ -38,8 +40,8 @@ pub async fn follow_orders(
                 }
                 Some(Order::Ask) => {
                     let reporter = reporter.clone();
-                    // Through the runtime's queue, where the requests are: a runtime that is stuck says nothing.
-                    tokio::spawn(async move {
+                    // Through the queue of the thread that has the requests: if it is stuck, it says nothing.
+                    kms.spawn(async move {
                         if let Err(error) = reporter.alive() {
                             tracing::warn!(%error, "the supervisor does not listen");
                         }
@@ -76,6 +78,7 @@ mod tests {
         let (attached, mut seen) = tokio::sync::mpsc::unbounded_channel();
         let server = tokio::spawn(follow_orders(
             control,
+            Handle::current(),
             hung,
             nobody(),
             move |_, restarts| attached.send(restarts).map_err(io::Error::other),
@@ -103,7 +106,7 @@ mod tests {
         let (supervisor, fd) = control::pair().unwrap();
         let control = ControlServerEnd::new(fd).unwrap();
         let (_tell, hung) = watch::channel(0);
-        let server = tokio::spawn(follow_orders(control, hung, nobody(), |_, _| Ok(()), |_| Ok(())));
+        let server = tokio::spawn(follow_orders(control, Handle::current(), hung, nobody(), |_, _| Ok(()), |_| Ok(())));
         for _ in 0..3 {
             supervisor.ask().unwrap();
             loop {
@@ -123,6 +126,6 @@ mod tests {
         let control = ControlServerEnd::new(fd).unwrap();
         let (_tell, hung) = watch::channel(0);
         drop(supervisor);
-        follow_orders(control, hung, nobody(), |_, _| Ok(()), |_| Ok(())).await.unwrap();
+        follow_orders(control, Handle::current(), hung, nobody(), |_, _| Ok(()), |_| Ok(())).await.unwrap();
     }
 }
