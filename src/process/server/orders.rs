@@ -65,6 +65,7 @@ pub async fn follow_orders(
 mod tests {
     use super::*;
     use crate::process::control::{self, Report};
+    use crate::process::kms_thread::KmsThread;
 
     fn nobody() -> Arc<Logins> {
         Arc::new(Logins::new(|_| Ok(())))
@@ -114,6 +115,34 @@ mod tests {
                     Ok(report) => break assert_eq!(report, Some(Report::Alive)),
                     Err(_) => tokio::task::yield_now().await,
                 }
+            }
+        }
+        supervisor.drain().unwrap();
+        server.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn question_is_not_answered_while_the_thread_of_the_requests_is_stuck() {
+        let (supervisor, fd) = control::pair().unwrap();
+        let control = ControlServerEnd::new(fd).unwrap();
+        let (_tell, hung) = watch::channel(0);
+        let kms = KmsThread::start().unwrap();
+        let (free, stuck) = std::sync::mpsc::channel::<()>();
+        kms.handle().spawn(async move { stuck.recv() });
+        let (attached, mut seen) = tokio::sync::mpsc::unbounded_channel();
+        let attach = move |_, restarts| attached.send(restarts).map_err(io::Error::other);
+        let server = tokio::spawn(follow_orders(control, kms.handle().clone(), hung, nobody(), attach, |_| Ok(())));
+        supervisor.ask().unwrap();
+        // The rest of the server is well.
+        supervisor.new_custodian(UnixStream::pair().unwrap().0, 1).unwrap();
+        assert_eq!(seen.recv().await, Some(1));
+        tokio::task::yield_now().await;
+        assert_eq!(supervisor.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(free);
+        loop {
+            match supervisor.receive() {
+                Ok(report) => break assert_eq!(report, Some(Report::Alive)),
+                Err(_) => tokio::task::yield_now().await,
             }
         }
         supervisor.drain().unwrap();
