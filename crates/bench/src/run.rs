@@ -146,6 +146,7 @@ pub async fn run(args: &RunArgs) -> Result<(), Failure> {
             warm_up: plan.stretch.warm_up.as_secs_f64(),
             workers: plan.workers,
             client_threads: args.client_threads,
+            tpm: args.tcti.is_some(),
         },
         calibration: args.calibrate,
         ..Report::default()
