@@ -8,6 +8,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -155,7 +156,8 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, request: F) {
-        let mut request = Box::pin(request);
+        // As in a task of its own, a panic ends this request and no other.
+        let mut request = Box::pin(AssertUnwindSafe(request).catch_unwind());
         // Whoever it waits for is told of the task's waker when that polls it first.
         if (&mut request).now_or_never().is_none() {
             tokio::spawn(request);
@@ -232,6 +234,26 @@ mod tests {
     /// As if `age` had passed since the connection was accepted.
     fn aged(age: Duration) -> Arc<Activity> {
         Arc::new(Activity { since: Instant::now().checked_sub(age).unwrap(), ..Activity::new() })
+    }
+
+    #[tokio::test]
+    async fn request_that_need_not_wait_is_over_at_once_and_another_gets_a_task() {
+        let (reached, seen) = std::sync::mpsc::channel();
+        InPlace.execute(async move { reached.send("at once").unwrap() });
+        assert_eq!(seen.try_recv(), Ok("at once"));
+        let (go, awaited) = tokio::sync::oneshot::channel();
+        let (done, finished) = tokio::sync::oneshot::channel();
+        InPlace.execute(async move { done.send(awaited.await).unwrap() });
+        go.send("later").unwrap();
+        assert_eq!(finished.await, Ok(Ok("later")));
+    }
+
+    #[tokio::test]
+    async fn request_that_panics_takes_no_other_along() {
+        InPlace.execute(async { panic!("for a test") });
+        let (done, finished) = tokio::sync::oneshot::channel();
+        InPlace.execute(async move { done.send(()).unwrap() });
+        assert_eq!(finished.await, Ok(()));
     }
 
     #[test]
