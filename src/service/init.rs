@@ -7,7 +7,7 @@ use keystead_core::grant::GrantKey;
 use keystead_core::hpke_p256::P256PublicKey;
 use keystead_core::keyring::{Keyring, RecoveryRoot, TokenIdentity};
 use keystead_core::upstream_state::UpstreamState;
-use keystead_core::{GenerationNumber, KeyringId, NodeId, RootKind};
+use keystead_core::{KeyringId, NodeId, RootKind};
 
 use super::clock::{Clock, unix_now};
 use super::cloud::{self, configuration_digest};
@@ -153,22 +153,15 @@ async fn begin(
         return Err(InitError::LostStore);
     }
     let mut keyring = Keyring {
-        keyring: request.keyring.clone(),
-        node: request.node.clone(),
-        revision: 0,
         // Above every epoch of a lost store, whose record must not come back to life.
         epoch: epochs.last().copied().unwrap_or(0) + 1,
-        token: TokenIdentity { serial: token.token.serial.clone(), label: token.token.label.clone() },
-        recovery: recovery_root(request),
-        custody_only: false,
-        last_number: GenerationNumber(0),
-        rotation: None,
-        scan: None,
-        disabled: None,
         upstream: request.cloud.as_ref().map(InitCloud::first_state),
-        generations: Vec::new(),
-        backups: Vec::new(),
-        audit: None,
+        ..Keyring::empty(
+            request.keyring.clone(),
+            request.node.clone(),
+            TokenIdentity { serial: token.token.serial.clone(), label: token.token.label.clone() },
+            recovery_root(request),
+        )
     };
     keyring.begin_rotation(random()?, random()?, unix_now()).map_err(RotationError::from)?;
     let epoch = keyring.epoch;

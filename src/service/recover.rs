@@ -287,21 +287,17 @@ pub async fn rebuild(
     let epochs = custody.list_epochs(request.keyring.clone(), request.node.clone()).await?;
     let newest = epochs.last().copied().unwrap_or(0).max(request.epoch_seen);
     let mut keyring = Keyring {
-        keyring: request.keyring.clone(),
-        node: request.node.clone(),
         revision: 1,
         epoch: newest.saturating_add(1),
-        token: TokenIdentity { serial: token.token.serial.clone(), label: token.token.label.clone() },
-        recovery: RecoveryRoot::of(request.recovery.as_ref()),
-        custody_only: false,
         last_number: findings.last_number(request.number_seen),
-        rotation: None,
-        scan: None,
         disabled: switched_off(store),
         upstream: cloud.map(InitCloud::first_state),
-        generations: Vec::new(),
-        backups: Vec::new(),
-        audit: None,
+        ..Keyring::empty(
+            request.keyring.clone(),
+            request.node.clone(),
+            TokenIdentity { serial: token.token.serial.clone(), label: token.token.label.clone() },
+            RecoveryRoot::of(request.recovery.as_ref()),
+        )
     };
     let (owner, node) = (request.keyring.clone(), request.node.clone());
     let epoch = |number| EpochRef { keyring: owner.clone(), node: node.clone(), number };

@@ -1,6 +1,5 @@
 //! The file at its worst: cut, flipped, contested, left half-written.
 
-use keystead_core::GenerationNumber;
 use keystead_core::keyring::{Keyring, RecoveryRoot, TokenIdentity};
 use keystead_core::record::{Authenticator, encode};
 
@@ -17,21 +16,13 @@ impl Authenticator for Fixed {
 
 fn record(revision: u64) -> Vec<u8> {
     let mut keyring = Keyring {
-        keyring: "test".parse().unwrap(),
-        node: "node".parse().unwrap(),
         revision,
-        epoch: 1,
-        token: TokenIdentity { serial: "1".into(), label: "l".into() },
-        recovery: RecoveryRoot::Declined,
-        custody_only: false,
-        last_number: GenerationNumber(0),
-        rotation: None,
-        scan: None,
-        disabled: None,
-        upstream: None,
-        generations: Vec::new(),
-        backups: Vec::new(),
-        audit: None,
+        ..Keyring::empty(
+            "test".parse().unwrap(),
+            "node".parse().unwrap(),
+            TokenIdentity { serial: "1".into(), label: "l".into() },
+            RecoveryRoot::Declined,
+        )
     };
     keyring.begin_rotation([1; 16], [2; 16], 3).unwrap();
     encode(&keyring, &Fixed)

@@ -135,21 +135,13 @@ mod tests {
 
     fn keyring() -> Keyring {
         let mut keyring = Keyring {
-            custody_only: false,
-            disabled: None,
-            keyring: "edge".parse().unwrap(),
-            node: "n1".parse().unwrap(),
             revision: 1,
-            epoch: 1,
-            token: TokenIdentity { serial: "1".into(), label: "a".into() },
-            recovery: RecoveryRoot::Declined,
-            last_number: GenerationNumber(0),
-            rotation: None,
-            scan: None,
-            upstream: None,
-            generations: Vec::new(),
-            backups: Vec::new(),
-            audit: None,
+            ..Keyring::empty(
+                "edge".parse().unwrap(),
+                "n1".parse().unwrap(),
+                TokenIdentity { serial: "1".into(), label: "a".into() },
+                RecoveryRoot::Declined,
+            )
         };
         for byte in 1..=3 {
             let intent = keyring.begin_rotation([byte; 16], [byte; 16], 1).unwrap();

@@ -160,6 +160,27 @@ pub enum TransitionError {
 }
 
 impl Keyring {
+    /// Before its first generation and its first write.
+    pub fn empty(keyring: KeyringId, node: NodeId, token: TokenIdentity, recovery: RecoveryRoot) -> Self {
+        Self {
+            keyring,
+            node,
+            revision: 0,
+            epoch: 1,
+            token,
+            recovery,
+            custody_only: false,
+            last_number: GenerationNumber(0),
+            rotation: None,
+            scan: None,
+            upstream: None,
+            disabled: None,
+            generations: Vec::new(),
+            backups: Vec::new(),
+            audit: None,
+        }
+    }
+
     pub fn generation(&self, number: GenerationNumber) -> Option<&Generation> {
         self.generations.iter().find(|generation| generation.number == number)
     }

@@ -191,21 +191,15 @@ mod tests {
         let name: KeyringId = "edge".parse().unwrap();
         let generations = (1..).zip(states).map(|(number, state)| generation(&name, number, *state)).collect();
         Keyring {
-            keyring: name,
-            node: "n1".parse().unwrap(),
             revision: 1,
-            epoch: 1,
-            token: TokenIdentity { serial: "1".into(), label: "a".into() },
-            recovery: RecoveryRoot::Declined,
-            custody_only: false,
             last_number: GenerationNumber(states.len() as u64),
-            rotation: None,
-            scan: None,
-            disabled: None,
             generations,
-            backups: Vec::new(),
-            audit: None,
-            upstream: None,
+            ..Keyring::empty(
+                name,
+                "n1".parse().unwrap(),
+                TokenIdentity { serial: "1".into(), label: "a".into() },
+                RecoveryRoot::Declined,
+            )
         }
     }
 

@@ -72,21 +72,13 @@ struct Life {
 impl Life {
     fn new() -> Self {
         let memory = Keyring {
-            custody_only: false,
-            disabled: None,
-            keyring: "edge".parse().unwrap(),
-            node: "n1".parse().unwrap(),
             revision: 1,
-            epoch: 1,
-            token: TokenIdentity { serial: "1".into(), label: "a".into() },
-            recovery: RecoveryRoot::Declined,
-            last_number: GenerationNumber(0),
-            rotation: None,
-            scan: None,
-            upstream: None,
-            generations: Vec::new(),
-            backups: Vec::new(),
-            audit: None,
+            ..Keyring::empty(
+                "edge".parse().unwrap(),
+                "n1".parse().unwrap(),
+                TokenIdentity { serial: "1".into(), label: "a".into() },
+                RecoveryRoot::Declined,
+            )
         };
         let mut life = Self {
             disk: memory.clone(),

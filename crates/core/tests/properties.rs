@@ -317,23 +317,12 @@ impl Authenticator for Key {
 }
 
 fn empty_keyring() -> Keyring {
-    Keyring {
-        keyring: "default".parse().unwrap(),
-        node: "master-1".parse().unwrap(),
-        revision: 0,
-        epoch: 1,
-        token: TokenIdentity { serial: "serial".into(), label: "label".into() },
-        recovery: RecoveryRoot::Declined,
-        custody_only: false,
-        last_number: GenerationNumber(0),
-        rotation: None,
-        scan: None,
-        disabled: None,
-        upstream: None,
-        generations: Vec::new(),
-        backups: Vec::new(),
-        audit: None,
-    }
+    Keyring::empty(
+        "default".parse().unwrap(),
+        "master-1".parse().unwrap(),
+        TokenIdentity { serial: "serial".into(), label: "label".into() },
+        RecoveryRoot::Declined,
+    )
 }
 
 /// Takes a keyring through one whole rotation.

@@ -837,25 +837,18 @@ fn annotation() -> Value {
 
 fn keyring(recovery: bool) -> Keyring {
     Keyring {
-        keyring: "default".parse().unwrap(),
-        node: "master-1".parse().unwrap(),
         revision: 3,
         epoch: 2,
-        token: TokenIdentity { serial: "0123456789abcdef".into(), label: "Keystead \"edge\" é".into() },
-        recovery: if recovery {
-            RecoveryRoot::PublicKey { point: public_key(0x11).as_sec1().to_vec() }
-        } else {
-            RecoveryRoot::Declined
-        },
-        custody_only: false,
-        last_number: GenerationNumber(0),
-        rotation: None,
-        scan: None,
-        disabled: None,
-        upstream: None,
-        generations: Vec::new(),
-        backups: Vec::new(),
-        audit: None,
+        ..Keyring::empty(
+            "default".parse().unwrap(),
+            "master-1".parse().unwrap(),
+            TokenIdentity { serial: "0123456789abcdef".into(), label: "Keystead \"edge\" é".into() },
+            if recovery {
+                RecoveryRoot::PublicKey { point: public_key(0x11).as_sec1().to_vec() }
+            } else {
+                RecoveryRoot::Declined
+            },
+        )
     }
 }
 

@@ -17,21 +17,13 @@ fn number(number: u64) -> GenerationNumber {
 /// As many generations as asked for; the last one is active.
 fn keyring(generations: u8) -> Keyring {
     let mut keyring = Keyring {
-        custody_only: false,
-        disabled: None,
-        keyring: "edge".parse().unwrap(),
-        node: "n1".parse().unwrap(),
         revision: 1,
-        epoch: 1,
-        token: TokenIdentity { serial: "1".into(), label: "a".into() },
-        recovery: RecoveryRoot::Declined,
-        last_number: number(0),
-        rotation: None,
-        scan: None,
-        upstream: None,
-        generations: Vec::new(),
-        backups: Vec::new(),
-        audit: None,
+        ..Keyring::empty(
+            "edge".parse().unwrap(),
+            "n1".parse().unwrap(),
+            TokenIdentity { serial: "1".into(), label: "a".into() },
+            RecoveryRoot::Declined,
+        )
     };
     for byte in 1..=generations {
         rotate(&mut keyring, byte);
