@@ -67,7 +67,8 @@ pub(super) struct Memory {
     /// `None` before a record was read.
     pub lease: Option<Lease>,
     pub server_time: u64,
-    /// A new boot's countdown is not stored yet: until it is, nothing may be served from an offline copy.
+    /// What a new boot has cost is not stored yet in an epoch of its own, nor made up for by the upstream: until it is,
+    /// nothing may be served from an offline copy.
     pub boot_unstored: bool,
     /// A version of the key that no generation was made for.
     pub pending_version: Option<String>,
@@ -280,8 +281,13 @@ impl Memory {
     pub fn note_stored(&mut self, now: u64) {
         self.stored = Some(now);
         self.dirty = false;
-        self.boot_unstored = false;
         self.store_not_before = 0;
+    }
+
+    /// In a new epoch: no record that knows less of the lease is believed any more.
+    pub fn note_rolled(&mut self, now: u64) {
+        self.note_stored(now);
+        self.boot_unstored = false;
     }
 
     /// The record says that the key is not revoked any more, and the marker is down.

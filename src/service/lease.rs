@@ -9,7 +9,7 @@ use keystead_core::availability::{Availability, Observation};
 use keystead_core::grant::{Grant, GrantError};
 use keystead_core::keyring::Keyring;
 
-use super::cloud::CloudReport;
+use super::cloud::{Cloud, CloudReport};
 use super::epoch::LoadError;
 use super::explain::explain;
 use super::keys::Keys;
@@ -65,14 +65,37 @@ impl Lifecycle {
         let Some(cloud) = &self.cloud else { return };
         let now = cloud.clock.now().boot_time;
         let troubled = self.machine.state().upstream_fault().is_some();
-        let due = {
+        let (due, new_boot, asked) = {
             let memory = cloud.memory();
             let interval = if troubled { STORE_RUNNING } else { STORE_RENEWED };
             let old = memory.stored.is_none_or(|stored| now.saturating_sub(stored) >= interval);
-            memory.lease.is_some() && (memory.dirty || old) && now >= memory.store_not_before
+            let due = memory.lease.is_some() && (memory.dirty || old) && now >= memory.store_not_before;
+            // An answer makes up for what the boot has cost: so that is waited for.
+            (due, memory.boot_unstored, memory.last_fault.is_some())
         };
-        if let Some(next) = self.keyring().filter(|keyring| due && keyring.upstream.is_some()) {
+        let Some(next) = self.keyring().filter(|keyring| due && keyring.needs_cloud()) else { return };
+        if !new_boot {
             self.store_with_lease(next).await;
+        } else if asked {
+            // Also where nothing is opened, expired or disabled: else a record from before this boot could come back.
+            self.store_boot(cloud, next).await;
+        }
+    }
+
+    /// Writes `next` with what this boot has cost of the lease, under a new epoch: no record from before it is believed any
+    /// more. Whether it is durable. Needs the turn.
+    pub(super) async fn store_boot(&self, cloud: &Cloud, next: Keyring) -> bool {
+        match self.roll_with_lease(next).await {
+            Ok(next) => {
+                fail::fail_point!("offline-start.stored");
+                self.publish_keyring(Keys::new(next, self.keys.serving().keys.as_deref()));
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error = explain(&error), "what this boot costs of the lease cannot be stored yet");
+                cloud.memory().store_not_before = cloud.clock.now().boot_time + STORE_AGAIN;
+                false
+            }
         }
     }
 
@@ -109,7 +132,7 @@ impl Lifecycle {
         // With an error it may have got through after all.
         let next = self.records.roll(next).await.inspect_err(|_| self.reload_needed.store(true, Ordering::Relaxed))?;
         if let Some(cloud) = cloud {
-            cloud.memory().note_stored(cloud.clock.now().boot_time);
+            cloud.memory().note_rolled(cloud.clock.now().boot_time);
         }
         Ok(next)
     }
@@ -168,7 +191,7 @@ impl Lifecycle {
             let mut memory = cloud.memory();
             memory.lease = Some(lease.clone());
             memory.alarm = None;
-            memory.note_stored(cloud.clock.now().boot_time);
+            memory.note_rolled(cloud.clock.now().boot_time);
         }
         let earlier = self.keys.serving().keys.clone();
         self.publish_keyring(Keys::new(next, earlier.as_deref()));

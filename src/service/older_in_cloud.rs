@@ -10,7 +10,6 @@ use keystead_core::keyring::{Generation, Keyring};
 use keystead_core::upstream_state::UpstreamState;
 
 use super::cloud::Cloud;
-use super::explain::explain;
 use super::keys::{Closed, Keys};
 use super::lifecycle::Lifecycle;
 
@@ -84,27 +83,14 @@ impl Lifecycle {
             }
             _ => {}
         }
-        if unstored && keyring.needs_cloud() && self.machine.state().opens_cloud() {
-            let mut next = keyring;
-            self.put_lease(&mut next);
-            match self.records.roll(next).await {
-                Ok(next) => self.show_stored(cloud, next),
-                Err(error) => {
-                    self.reload_needed.store(true, std::sync::atomic::Ordering::Relaxed);
-                    return tracing::warn!(
-                        error = explain(&error),
-                        "what this boot costs of the lease cannot be stored yet: offline copies stay shut"
-                    );
-                }
-            }
+        if unstored
+            && keyring.needs_cloud()
+            && self.machine.state().opens_cloud()
+            && !self.store_boot(cloud, keyring).await
+        {
+            return;
         }
         self.machine.hold_cloud(None);
-    }
-
-    fn show_stored(&self, cloud: &Cloud, next: Keyring) {
-        cloud.memory().note_stored(cloud.clock.now().boot_time);
-        fail::fail_point!("offline-start.stored");
-        self.publish_keyring(Keys::new(next, self.keys.serving().keys.as_deref()));
     }
 
     /// Shows what a revocation has left in the record. The active generation, if it is served, is served on.

@@ -176,10 +176,7 @@ impl Lifecycle {
         }
         if cloud.memory().boot_unstored {
             // Before anything is served: what this boot has cost, in an epoch that makes every record before it worthless.
-            let mut next = Keyring::clone(&keys.keyring);
-            self.put_lease(&mut next);
-            let next = self.records.roll(next).await?;
-            cloud.memory().note_stored(cloud.clock.now().boot_time);
+            let next = self.roll_with_lease(Keyring::clone(&keys.keyring)).await?;
             fail::fail_point!("offline-start.stored");
             keys = Keys::new(next, Some(&keys));
         }

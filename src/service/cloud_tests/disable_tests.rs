@@ -72,6 +72,20 @@ async fn key_disabled_and_enabled_without_the_cloud_serves_again_while_the_lease
 }
 
 #[tokio::test]
+async fn folder_from_before_a_boot_without_the_cloud_gives_a_disabled_key_no_time_back() {
+    let mut world = World::online().await;
+    world.cloud_says(AWAY).await;
+    disable(&world).await;
+    let backup = world.back_up();
+    world.pass(10 * HOUR, 420).await;
+    world.reboot(60, true).await;
+    world.kill();
+    world.put_back(&backup);
+    world.start().await;
+    assert!(!world.serves() && world.reason().contains("stale"), "{}", world.reason());
+}
+
+#[tokio::test]
 async fn lease_used_up_while_disabled_needs_the_cloud_after_enabling() {
     let world = World::online().await;
     let encrypted = world.encrypt(b"seed").unwrap();

@@ -202,6 +202,21 @@ async fn folder_from_before_a_start_offline_is_refused() {
 }
 
 #[tokio::test]
+async fn folder_from_before_a_boot_that_found_the_lease_used_up_is_refused() {
+    let mut world = offline().await;
+    let backup = world.back_up();
+    world.pass(71 * HOUR, 600).await;
+    assert!(world.serves());
+    world.reboot(2 * HOUR, false).await;
+    assert_eq!(world.availability(), Availability::Expired);
+    world.kill();
+    world.put_back(&backup);
+    world.clock.reboot(60, true);
+    world.start().await;
+    assert_eq!(world.availability(), Availability::Sealed(SealReason::RecordRejected), "{}", world.reason());
+}
+
+#[tokio::test]
 async fn full_disk_at_renewal_keeps_serving_and_is_made_up_for() {
     let world = World::online().await;
     world.fill_disk(true);

@@ -56,6 +56,8 @@ async fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
                 if let Some(backup) = backups.last().filter(|_| shredded && recorded) {
                     world.kill();
                     world.put_back(backup);
+                    // A marker that comes back with the folder disables as one that was raised does.
+                    judge.disabled |= backup.contains_key("disabled");
                     world.start().await;
                 }
             }

@@ -130,6 +130,26 @@ async fn cloud_that_is_away_after_the_way_home_ends_nothing_but_its_own_generati
     at.serves_home().await;
 }
 
+/// Found by a random life: the lease was stored at the start of a boot, and no epoch began.
+#[tokio::test]
+async fn folder_from_before_a_boot_without_the_cloud_gives_generations_of_the_cloud_no_time_back() {
+    let mut at = Home::new().await;
+    let backup = at.world.back_up();
+    at.world.cloud_says(Mood::Fails(FaultClass::Unreachable)).await;
+    at.world.pass(4 * HOUR, 420).await;
+    at.world.reboot(0, true).await;
+    at.serves_home().await;
+    assert!(at.opens_cloud().await, "{}", at.refusal().await);
+    let (left, epoch) = (at.world.left(), at.world.record().epoch);
+    assert_eq!(at.world.token.epochs(), [epoch]);
+    at.world.restart().await;
+    assert_eq!((at.world.left(), at.world.record().epoch), (left, epoch), "once a boot");
+    at.world.kill();
+    at.world.put_back(&backup);
+    at.world.start().await;
+    assert!(!at.world.serves() && at.world.reason().contains("stale"), "{}", at.world.reason());
+}
+
 #[tokio::test]
 async fn revocation_after_the_way_home_bites_the_generations_of_the_cloud_and_no_others() {
     for class in [FaultClass::KeyDisabled, FaultClass::KeyGone] {

@@ -396,6 +396,8 @@ pub struct World {
     /// The configuration has an [upstream].
     pub configured: bool,
     pub daemon: Option<Arc<Lifecycle>>,
+    /// Ends of the custodians' connections: a custodian ends with its own.
+    custodians: Mutex<Vec<UnixStream>>,
     _turn: Turn,
 }
 
@@ -448,6 +450,7 @@ impl World {
             policy: OnKeyVersion::Follow,
             configured: true,
             daemon: None,
+            custodians: Mutex::default(),
             _turn: turn,
         }
     }
@@ -458,6 +461,7 @@ impl World {
 
     fn custody(&self) -> CustodyClient {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        self.custodians.lock().unwrap().push(ours.try_clone().unwrap());
         let device = Arc::new(Device(self.token.clone()));
         std::thread::spawn(move || worker::serve(theirs, device, 2, 64));
         let custody = CustodyClient::new(Duration::from_secs(60), 64);
@@ -548,6 +552,13 @@ impl World {
         let weak = Arc::downgrade(&daemon);
         drop(daemon);
         assert!(weak.upgrade().is_none(), "something still holds the daemon");
+        self.end_custodians();
+    }
+
+    fn end_custodians(&self) {
+        for connection in self.custodians.lock().unwrap().drain(..) {
+            let _ = connection.shutdown(std::net::Shutdown::Both);
+        }
     }
 
     pub async fn restart(&mut self) {
@@ -704,5 +715,11 @@ impl World {
             nonce: fresh(),
         };
         grant.sign(&Self::signer(signer)).unwrap()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.end_custodians();
     }
 }
