@@ -10,6 +10,8 @@ mod config_check;
 mod connection;
 mod custodian;
 mod doctor;
+#[cfg(test)]
+mod documented_tests;
 mod drift;
 mod etcd;
 mod exit;

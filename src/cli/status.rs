@@ -284,7 +284,7 @@ fn protection(sandbox: Sandbox) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keystead_wire::admin::v1::{Expiry, Upstream, UpstreamCalls};
+    use keystead_wire::admin::v1::{Deletion, Disabled, Expiry, NeededGeneration, Rotation, Upstream, UpstreamCalls};
 
     fn status() -> GetStatusResponse {
         GetStatusResponse {
@@ -375,6 +375,51 @@ mod tests {
         assert_eq!(report.json["upstream"]["down_since"], "2025-11-22T13:04:05Z");
         assert_eq!(report.json["upstream"]["calls"]["Decrypt"]["failed"], 7);
         assert_eq!(report.json["reboot"]["survives"], false);
+    }
+
+    /// A field that the page does not name, scripts cannot count on.
+    #[test]
+    fn every_field_is_documented() {
+        let report = report(&GetStatusResponse {
+            custody: Some(Custody { process: Some(CustodianProcess::default()), ..Custody::default() }),
+            audit: Some(Audit::default()),
+            scan: Some(Scan::default()),
+            configuration: Some(Configuration::default()),
+            deletions: vec![Deletion::default()],
+            rotation: Some(Rotation { needed: vec![NeededGeneration::default()], ..Rotation::default() }),
+            disabled: Some(Disabled::default()),
+            upstream: Some(Upstream {
+                fault_class: "unreachable".into(),
+                expiries: vec![Expiry::default()],
+                ..Upstream::default()
+            }),
+            ..status()
+        });
+        let page = include_str!("../../docs/commands.md");
+        let (_, section) = page.split_once("## keystead status\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let mut unnamed = Vec::new();
+        for (name, value) in report.json.as_object().unwrap() {
+            // These two stand with the commands that they come from.
+            let place = if ["scan", "deletions"].contains(&name.as_str()) { page } else { section };
+            let mut names = vec![name.clone()];
+            field_names(value, &mut names);
+            unnamed.extend(names.into_iter().filter(|each| !place.contains(&format!("`{each}`"))));
+        }
+        assert!(unnamed.is_empty(), "docs/commands.md does not name {unnamed:?}");
+    }
+
+    fn field_names(value: &Value, names: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    names.push(name.clone());
+                    field_names(value, names);
+                }
+            }
+            Value::Array(elements) => elements.iter().for_each(|each| field_names(each, names)),
+            _ => {}
+        }
     }
 
     #[test]

@@ -397,6 +397,7 @@ mod tests {
         generation.store(4, Ordering::Relaxed);
         assert!(metrics.render().unwrap().contains("keystead_active_generation 4\n"));
     }
+
     fn rotation() -> RotationOutlook {
         let every = std::time::Duration::from_secs(90 * 86_400);
         RotationOutlook {
@@ -481,6 +482,21 @@ mod tests {
         register(metrics.registry(), State::default);
         let page = metrics.render().unwrap();
         assert!(!page.contains("upstream") && !page.contains("lease"), "{page}");
+    }
+
+    #[test]
+    fn every_metric_is_documented() {
+        let page = cloud_page();
+        let mut metrics = Metrics::new();
+        let audit = Some(Audit::default());
+        register(metrics.registry(), move || State { audit, ..State::default() });
+        let page = page + &metrics.render().unwrap();
+        let reference = include_str!("../../docs/commands.md");
+        let named = |line: &&str| !line.starts_with('#');
+        for line in page.lines().filter(named) {
+            let name = line.split(['{', ' ']).next().unwrap();
+            assert!(reference.contains(&format!("`{name}`")), "docs/commands.md does not name {name}");
+        }
     }
 
     /// An alert on a metric that does not exist is silent for ever.
