@@ -25,8 +25,6 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(300);
 /// Between tries to make missing copies, and to shred those of a revoked key.
 const RESTORE_AGAIN: u64 = 60;
 const SHRED_AGAIN: u64 = 2;
-/// No service may silence us for longer.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// How the lease is kept up.
 #[derive(Debug, Clone)]
@@ -41,6 +39,18 @@ pub struct CloudSettings {
     pub grant_key: Option<GrantKey>,
     /// Shared with whoever checks certificates.
     pub known_time: KnownTime,
+}
+
+impl CloudSettings {
+    /// How long to wait after a failure.
+    fn pause_after(&self, error: &UpstreamError) -> Duration {
+        let own = match error.class {
+            FaultClass::Unreachable => jittered(self.probe_interval, 0.6, 1.0),
+            _ => jittered(self.renew_every.min(REFUSED_AGAIN), 0.8, 1.0),
+        };
+        // Nobody on the way may silence us for longer than between two renewals: a revocation is to be heard in that time.
+        own.max(error.retry_after.unwrap_or_default().min(self.renew_every))
+    }
 }
 
 /// What a new version of the cloud key leads to.
@@ -216,11 +226,7 @@ impl Cloud {
     }
 
     pub fn note_failure(&self, error: &UpstreamError, now: &Clocks) {
-        let pause = match error.class {
-            FaultClass::Unreachable => jittered(self.settings.probe_interval, 0.6, 1.0),
-            _ => jittered(self.settings.renew_every.min(REFUSED_AGAIN), 0.8, 1.0),
-        };
-        let pause = pause.max(error.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER));
+        let pause = self.settings.pause_after(error);
         let fault = LastFault { class: error.class, code: cut(&error.code), detail: error.detail.clone() };
         let mut memory = self.memory();
         memory.ask_at = Duration::from_secs(now.boot_time) + pause;
@@ -384,6 +390,28 @@ fn cut(code: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn service_that_wants_to_be_left_alone_is_for_no_longer_than_between_two_renewals() {
+        let settings = CloudSettings {
+            lease: Duration::from_secs(72 * 3600),
+            renew_every: Duration::from_secs(600),
+            probe_interval: Duration::from_secs(15),
+            on_key_version: OnKeyVersion::Announce,
+            grant_key: None,
+            known_time: KnownTime::new(0),
+        };
+        let pause = |class, retry_after| {
+            let retry_after = Some(Duration::from_secs(retry_after));
+            settings
+                .pause_after(&UpstreamError { retry_after, ..UpstreamError::new(class, "Throttling", "") })
+                .as_secs()
+        };
+        assert!((9..=15).contains(&pause(FaultClass::Unreachable, 0)));
+        assert_eq!(pause(FaultClass::Unreachable, 60), 60);
+        assert_eq!(pause(FaultClass::Unreachable, 86_400), 600);
+        assert!((240..=300).contains(&pause(FaultClass::Denied, 60)), "it shortens nothing");
+    }
 
     #[test]
     fn pauses_stay_within_their_bounds_and_differ() {
