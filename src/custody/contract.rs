@@ -127,8 +127,17 @@ pub struct TokenDescription {
     pub openings: u64,
     /// PKCS#11 calls that reached the device since the custodian started.
     pub device_operations: u64,
-    /// Seconds that the device has had power for, by a clock of its own that boots do not reset; `None` if it has none.
-    pub clock: Option<u64>,
+    /// `None` if it has none.
+    pub clock: Option<DeviceClock>,
+}
+
+/// What a device tells of the time, by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceClock {
+    /// That it has had power for; boots do not reset it.
+    pub seconds: u64,
+    /// Grows by one, and round, with each reset; where it began is not told.
+    pub resets: u32,
 }
 
 /// A CMK as it lies on the token.

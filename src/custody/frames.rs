@@ -11,7 +11,7 @@ use keystead_core::{Kek, NodeId, WrapContext};
 use zeroize::Zeroizing;
 
 use super::contract::{
-    Answer, CmkObject, CustodyError, EpochPurpose, EpochRef, GivenKek, PinState, ProcessReport, Request,
+    Answer, CmkObject, CustodyError, DeviceClock, EpochPurpose, EpochRef, GivenKek, PinState, ProcessReport, Request,
     TokenDescription, TokenSummary,
 };
 pub use super::fields::FrameError;
@@ -343,7 +343,9 @@ fn write_description(out: &mut Writer, description: &TokenDescription) {
     out.u64(description.openings);
     out.u64(description.device_operations);
     out.u8(description.clock.is_some().into());
-    out.u64(description.clock.unwrap_or_default());
+    let DeviceClock { seconds, resets } = description.clock.unwrap_or(DeviceClock { seconds: 0, resets: 0 });
+    out.u64(seconds);
+    out.u32(resets);
 }
 
 fn read_description(fields: &mut Reader<'_>) -> Result<TokenDescription, FrameError> {
@@ -357,8 +359,8 @@ fn read_description(fields: &mut Reader<'_>) -> Result<TokenDescription, FrameEr
         openings: fields.u64()?,
         device_operations: fields.u64()?,
         clock: {
-            let (known, seconds) = (fields.bool()?, fields.u64()?);
-            known.then_some(seconds)
+            let (known, seconds, resets) = (fields.bool()?, fields.u64()?, fields.u32()?);
+            known.then_some(DeviceClock { seconds, resets })
         },
     })
 }

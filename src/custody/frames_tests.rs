@@ -66,7 +66,7 @@ fn replies() -> Vec<Reply> {
         sessions: 2,
         openings: 3,
         device_operations: 77,
-        clock: Some(3600),
+        clock: Some(DeviceClock { seconds: 3600, resets: 7 }),
     };
     let pins = [PinState::FinalTry, PinState::CountLow, PinState::Locked, PinState::NotSet];
     let wrap = WrappedKek { root_kind: RootKind::Pkcs11, root_id: context().root_id, bytes: vec![1; 61] };

@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime};
 use keystead_core::lease::Clocks;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::custody::contract::DeviceClock;
+
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// All clocks of one machine.
@@ -37,7 +39,13 @@ impl SystemClock {
 
 impl Clock for SystemClock {
     fn now(&self) -> Clocks {
-        Clocks { boot: self.boot.clone(), boot_time: boot_time().as_secs(), wall: unix_now(), device: None }
+        Clocks {
+            boot: self.boot.clone(),
+            boot_time: boot_time().as_secs(),
+            wall: unix_now(),
+            device: None,
+            resets: None,
+        }
     }
 }
 
@@ -50,8 +58,8 @@ pub fn unix_now() -> u64 {
 /// boot time.
 pub(super) struct WithDevice {
     machine: Arc<dyn Clock>,
-    /// Seconds on the device's clock at a boot time.
-    read: Mutex<Option<(u64, u64)>>,
+    /// And the boot time at which it did.
+    read: Mutex<Option<(DeviceClock, u64)>>,
 }
 
 impl WithDevice {
@@ -64,17 +72,18 @@ impl WithDevice {
         self.machine.clone()
     }
 
-    /// The device's clock shows `seconds` now.
-    pub fn shows(&self, seconds: u64) {
+    /// The device says this now.
+    pub fn shows(&self, told: DeviceClock) {
         let now = self.machine.now().boot_time;
-        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Some((seconds, now));
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Some((told, now));
     }
 
     pub fn now(&self) -> Clocks {
         let now = self.machine.now();
         let read = *self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let device = read.map(|(seconds, at)| seconds.saturating_add(now.boot_time.saturating_sub(at)));
-        Clocks { device: device.or(now.device), ..now }
+        let Some((told, at)) = read else { return now };
+        let device = told.seconds.saturating_add(now.boot_time.saturating_sub(at));
+        Clocks { device: Some(device), resets: Some(told.resets), ..now }
     }
 }
 

@@ -42,8 +42,8 @@ impl Lifecycle {
         self.heed_disabled_marker();
         self.look_again().await;
         let described = self.custody.describe().await;
-        if let (Some(cloud), Ok(TokenDescription { clock: Some(seconds), .. })) = (&self.cloud, &described) {
-            cloud.clock.shows(*seconds);
+        if let (Some(cloud), Ok(TokenDescription { clock: Some(told), .. })) = (&self.cloud, &described) {
+            cloud.clock.shows(*told);
         }
         let outcome = match &described {
             Ok(_) => self.try_start().await,

@@ -1,8 +1,8 @@
 //! The lease: how long the offline copy may be used after the last contact with the upstream. A countdown that is stored.
 //!
 //! While the machine runs it goes by boot time, which no one can set. Over a reboot nobody knows how long the machine was
-//! off: what is taken then is the most that any clock says, and never less than [`FLOOR`], so that a site that lost its
-//! clock cannot live on reboots. A wall clock that steps while the machine runs takes nothing; it only deserves a word.
+//! off: what is taken then is the most that any clock says, and never less than [`FLOOR`] a boot, so that a site that lost
+//! its clock cannot live on reboots. A wall clock that steps while the machine runs takes nothing; it only deserves a word.
 //! Only a renewal or a signed grant gives anything back.
 
 use std::time::Duration;
@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub const FLOOR: Duration = Duration::from_secs(15 * 60);
 /// No lease is longer, whoever asks for it.
 pub const MAX_LENGTH: Duration = Duration::from_secs(366 * 24 * 3600);
+/// More resets than this since a record was written are no count, but another device's, or one that was cleared.
+const MANY_RESETS: u32 = 1 << 16;
 /// How far the wall clock may stray from boot time before it is said to have stepped.
 const STEP: u64 = 300;
 
@@ -29,6 +31,9 @@ pub struct Clocks {
     pub wall: u64,
     /// Seconds on the custody device's own clock, if it has one.
     pub device: Option<u64>,
+    /// Resets of the custody device, one a boot at least, counted from anywhere and round; `None` if it does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resets: Option<u32>,
 }
 
 /// A countdown, and when it was last brought up to date.
@@ -84,8 +89,14 @@ impl Lease {
                 _ => 0,
             };
             let by_wall = u64::try_from(wall).unwrap_or(0);
+            let boots = match (now.resets, self.seen.resets) {
+                // Of those that a record put back knows nothing of, each is paid for.
+                (Some(now), Some(seen)) if now.wrapping_sub(seen) <= MANY_RESETS => now.wrapping_sub(seen).max(1),
+                _ => 1,
+            };
+            let floor = FLOOR.as_secs() * u64::from(boots);
             // The machine has been up for `boot_time` at least, whatever the rest says.
-            let passed = FLOOR.as_secs().max(by_wall).max(by_device).max(now.boot_time);
+            let passed = floor.max(by_wall).max(by_device).max(now.boot_time);
             // After a boot only a clock that went back is known to be wrong.
             (passed, wall.max(0))
         };
@@ -160,7 +171,7 @@ mod tests {
     const YEAR: u64 = 365 * 24 * HOUR;
 
     fn clocks(boot: &str, boot_time: u64, wall: u64) -> Clocks {
-        Clocks { boot: boot.into(), boot_time, wall, device: None }
+        Clocks { boot: boot.into(), boot_time, wall, device: None, resets: None }
     }
 
     fn lease() -> Lease {
@@ -209,6 +220,27 @@ mod tests {
     }
 
     #[test]
+    fn each_reset_of_the_device_since_the_record_costs_a_boot() {
+        let taken = |before: Option<u32>, now: Option<u32>, boot: &str| {
+            let mut lease = lease();
+            lease.seen.resets = before;
+            let up = if boot == "a" { 1010 } else { 10 };
+            lease.count(Clocks { resets: now, ..clocks(boot, up, 0) }).taken
+        };
+        let floor = FLOOR.as_secs();
+        assert_eq!(taken(Some(7), Some(8), "b"), floor);
+        assert_eq!(taken(Some(7), Some(12), "b"), 5 * floor);
+        assert_eq!(taken(Some(u32::MAX), Some(1), "b"), 2 * floor, "the count is round");
+        // A new kernel without a reset, a device that tells nothing, another device.
+        for (before, now) in
+            [(Some(7), Some(7)), (None, Some(9)), (Some(9), None), (Some(9), Some(7)), (Some(0), Some(1 << 31))]
+        {
+            assert_eq!(taken(before, now, "b"), floor, "{before:?} {now:?}");
+        }
+        assert_eq!(taken(Some(7), Some(9), "a"), 10, "in one boot nothing but its time counts");
+    }
+
+    #[test]
     fn reboots_without_a_clock_use_the_lease_up() {
         let mut lease = lease();
         let mut boots = 0;
@@ -254,7 +286,13 @@ mod tests {
 
     #[test]
     fn extreme_clocks_overflow_nothing() {
-        let far = Clocks { boot: "z".into(), boot_time: u64::MAX, wall: u64::MAX, device: Some(u64::MAX) };
+        let far = Clocks {
+            boot: "z".into(),
+            boot_time: u64::MAX,
+            wall: u64::MAX,
+            device: Some(u64::MAX),
+            resets: Some(u32::MAX),
+        };
         for now in [far.clone(), clocks("a", u64::MAX, 0), clocks("", 0, u64::MAX)] {
             let mut lease = lease();
             lease.count(now);

@@ -118,7 +118,7 @@ mod tests {
     use crate::lease::Clocks;
 
     fn state() -> UpstreamState {
-        let now = Clocks { boot: "b".into(), boot_time: 0, wall: 0, device: None };
+        let now = Clocks { boot: "b".into(), boot_time: 0, wall: 0, device: None, resets: None };
         UpstreamState {
             root_kind: RootKind::from(16),
             root_id: RootId::new(b"key").unwrap(),

@@ -292,7 +292,7 @@ struct Machine {
 impl Machine {
     fn clocks(&self) -> Clocks {
         let wall = self.wall.saturating_add_signed(self.off_by);
-        Clocks { boot: self.boot.to_string(), boot_time: self.boot_time, wall, device: None }
+        Clocks { boot: self.boot.to_string(), boot_time: self.boot_time, wall, device: None, resets: None }
     }
 
     fn run(&mut self, seconds: u64) {

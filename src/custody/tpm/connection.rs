@@ -26,7 +26,7 @@ use super::failure::Failure;
 use super::identity::{self, Identity};
 use super::srk::{self, SrkName};
 use super::tcti::Tcti;
-use crate::custody::contract::{CustodyError, TokenSummary};
+use crate::custody::contract::{CustodyError, DeviceClock, TokenSummary};
 
 pub(super) struct Connection {
     context: Context,
@@ -96,16 +96,21 @@ impl Connection {
         &self.auth
     }
 
-    /// Seconds that the TPM has had power for, over all boots. Bound into whatever it attests, here that it has its storage
-    /// root key, by nobody's signature: its library knows no other way to ask. `None` where that is refused.
-    pub(super) fn clock(&mut self) -> Option<u64> {
+    /// The TPM's clock and reset count. Bound into whatever it attests, here that it has its storage root key, by nobody's
+    /// signature: its library knows no other way to ask. A count that nobody of the platform or endorsement hierarchy signs
+    /// has a secret number added (TPM 2.0 Library, Part 1, "Obfuscation"), the same each time until the TPM is cleared. `None`
+    /// where that is refused.
+    pub(super) fn clock(&mut self) -> Option<DeviceClock> {
         self.operations.fetch_add(1, Ordering::Relaxed);
         let (srk, empty) = (self.srk, Some(AuthSession::Password));
         let attested = self.context.execute_with_sessions((empty, empty, None), |context| {
             context.certify(srk.into(), KeyHandle::Null, Data::default(), SignatureScheme::Null)
         });
         match attested {
-            Ok((attest, _)) => Some(attest.clock_info().clock() / 1000),
+            Ok((attest, _)) => {
+                let told = attest.clock_info();
+                Some(DeviceClock { seconds: told.clock() / 1000, resets: told.reset_count() })
+            }
             Err(error) => {
                 tracing::debug!(%error, "the TPM's clock cannot be read");
                 None

@@ -20,7 +20,7 @@ use super::policy::{auth_policy, policy_ref};
 use super::srk::SrkName;
 use super::tcti::Tcti;
 use super::{epoch, random};
-use crate::custody::contract::{Answer, CustodyError, Request, TokenDescription};
+use crate::custody::contract::{Answer, CustodyError, DeviceClock, Request, TokenDescription};
 use crate::custody::latch::{self, Latch};
 use crate::custody::settings::{CustodySettings, MechanismChoice, TpmSettings};
 use crate::custody::worker::Custodian;
@@ -56,7 +56,7 @@ struct Open {
     connection: Connection,
     mechanism: Mechanism,
     /// The TPM's clock when it was connected to. It runs as fast as ours.
-    clock: Option<(Instant, u64)>,
+    clock: Option<(Instant, DeviceClock)>,
     /// What new CMKs demand of a boot.
     demand: Option<Demand>,
     approvals: PathBuf,
@@ -174,7 +174,7 @@ impl Device {
         let auth = auth::read(&self.tpm.auth).map_err(Failure::Final)?;
         self.require_untried(&auth).map_err(Failure::Final)?;
         let mut connection = Connection::open(tcti, auth, Arc::clone(&self.operations))?;
-        let clock = connection.clock().map(|seconds| (Instant::now(), seconds));
+        let clock = connection.clock().map(|told| (Instant::now(), told));
         let mechanism = match self.settings.mechanism {
             MechanismChoice::Auto if connection.has_p256 => Mechanism::EcdhP256,
             MechanismChoice::EcdhP256 if connection.has_p256 => Mechanism::EcdhP256,
@@ -269,7 +269,10 @@ impl Device {
             sessions: u32::try_from(self.settings.sessions.max(1)).unwrap_or(u32::MAX),
             openings,
             device_operations: self.operations.load(Ordering::Relaxed),
-            clock: open.clock.map(|(read, seconds)| seconds.saturating_add(read.elapsed().as_secs())),
+            clock: open.clock.map(|(read, told)| DeviceClock {
+                seconds: told.seconds.saturating_add(read.elapsed().as_secs()),
+                ..told
+            }),
         }))
     }
 

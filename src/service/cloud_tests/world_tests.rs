@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{
-    Answer, CmkObject, CustodyError, EpochPurpose, PinState, Request, TokenDescription, TokenSummary,
+    Answer, CmkObject, CustodyError, DeviceClock, EpochPurpose, PinState, Request, TokenDescription, TokenSummary,
 };
 use crate::custody::worker::{self, Custodian};
 use crate::service::clock::{Clock, KnownTime};
@@ -50,13 +50,12 @@ pub struct Token {
     epochs: Mutex<BTreeMap<u64, [u8; 32]>>,
     keks: Mutex<HashMap<Vec<u8>, [u8; 32]>>,
     away: AtomicBool,
-    /// 0: it has none.
-    clock: AtomicU64,
+    clock: Mutex<Option<DeviceClock>>,
 }
 
 impl Token {
-    pub fn shows(&self, seconds: u64) {
-        self.clock.store(seconds, Ordering::Relaxed);
+    pub fn shows(&self, seconds: u64, resets: u32) {
+        *self.clock.lock().unwrap() = Some(DeviceClock { seconds, resets });
     }
 
     pub fn take_away(&self, away: bool) {
@@ -96,7 +95,7 @@ impl Custodian for Device {
         };
         Ok(match request {
             Request::Describe => {
-                let clock = Some(self.0.clock.load(Ordering::Relaxed)).filter(|seconds| *seconds > 0);
+                let clock = *self.0.clock.lock().unwrap();
                 Answer::Token(TokenDescription { clock, ..description() })
             }
             Request::ListTokens => Answer::Tokens(vec![description().token]),
@@ -441,7 +440,7 @@ impl World {
         // Many writes are synced here; what they are worth on a disk is not this test's.
         let memory = PathBuf::from("/dev/shm");
         let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-        let now = Clocks { boot: "1".into(), boot_time: 1000, wall: 1_800_000_000, device: None };
+        let now = Clocks { boot: "1".into(), boot_time: 1000, wall: 1_800_000_000, device: None, resets: None };
         Self {
             folder: folder.unwrap(),
             token: Arc::default(),

@@ -882,7 +882,7 @@ fn in_the_cloud() -> Keyring {
     keyring.generations = vec![generation(&id, GenerationState::Active, vec![wrap])];
     let context = keyring.generations[0].context(&id.keyring, RootKind::AlibabaKms, &root_id);
     let boot = "0b0c0d0e-1111-4222-8333-444455556666".to_owned();
-    let now = Clocks { boot, boot_time: 3600, wall: 1_800_000_000, device: None };
+    let now = Clocks { boot, boot_time: 3600, wall: 1_800_000_000, device: None, resets: None };
     keyring.upstream = Some(UpstreamState {
         root_kind: RootKind::AlibabaKms,
         root_id,
