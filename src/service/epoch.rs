@@ -15,7 +15,7 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::explain::explain;
-use super::offline;
+use super::{disk, offline};
 use crate::audit::{AuditKey, Trail};
 use crate::custody::client::CustodyClient;
 use crate::custody::contract::{CustodyError, EpochPurpose, EpochRef};
@@ -115,13 +115,13 @@ impl Records {
 
     /// What the record in the store says of itself, if there is one.
     pub fn claims(&self) -> Result<Option<Claims>, StoreError> {
-        Ok(self.store.load()?.map(|record| record.claims().clone()))
+        Ok(disk::wait(|| self.store.load())?.map(|record| record.claims().clone()))
     }
 
     /// Reads the record, believes it if an epoch secret of this keyring and node authenticates it, and finishes a roll
     /// that was cut off.
     pub async fn load(&self) -> Result<Keyring, LoadError> {
-        let record = self.store.load()?.ok_or(LoadError::NotInitialized)?;
+        let record = self.unverified()?;
         let claims = record.claims();
         self.claimed_for_here(claims)?;
         let epochs = self.list_epochs().await?;
@@ -159,7 +159,7 @@ impl Records {
 
     /// The record in the store, parsed and not believed.
     pub(super) fn unverified(&self) -> Result<UnverifiedRecord, LoadError> {
-        self.store.load()?.ok_or(LoadError::NotInitialized)
+        disk::wait(|| self.store.load())?.ok_or(LoadError::NotInitialized)
     }
 
     /// What a record says that is refused as rolled back, vouched for by nobody, and the newest epoch that custody knows.
@@ -192,20 +192,20 @@ impl Records {
         let key = self.record_key(next.epoch).await?;
         let bytes = record::encode(&next, &*key);
         fail::fail_point!("restore.before-write");
-        let aside = match self.store.load() {
+        let aside = disk::wait(|| match self.store.load() {
             Ok(found) => {
                 let aside = self.store.keep_aside(now)?;
                 self.store.replace(found.map(|record| record.claims().revision), &bytes)?;
-                aside
+                Ok(aside)
             }
             // Nothing that can be compared and swapped.
             Err(StoreError::Record(_)) => {
                 let aside = self.store.set_aside(now)?;
                 self.store.replace(None, &bytes)?;
-                aside
+                Ok(aside)
             }
-            Err(other) => return Err(other.into()),
-        };
+            Err(other) => Err(other),
+        })?;
         self.in_debt.store(true, Ordering::Relaxed);
         fail::fail_point!("restore.written");
         self.settle_debt(&next).await;
@@ -221,7 +221,8 @@ impl Records {
             next.audit = Some(trail.position());
         }
         let key = self.record_key(next.epoch).await?;
-        self.store.replace(expected, &record::encode(&next, &*key))?;
+        let bytes = record::encode(&next, &*key);
+        disk::wait(|| self.store.replace(expected, &bytes))?;
         Ok(next)
     }
 
@@ -275,7 +276,7 @@ impl Records {
 
     async fn destroy_others(&self, keyring: &Keyring) -> Result<(), LoadError> {
         // The record that is believed may so far be in the page cache only; without it, its predecessor is needed.
-        self.store.sync()?;
+        disk::wait(|| self.store.sync())?;
         for number in self.list_epochs().await?.into_iter().filter(|&number| number != keyring.epoch) {
             self.custody.destroy_epoch(self.epoch(number)).await?;
             tracing::info!(epoch = number, "old epoch secret destroyed");

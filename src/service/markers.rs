@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::disk;
 use super::explain::explain;
 use crate::store::{Marker, StoreError};
 
@@ -42,22 +43,24 @@ impl GuardedMarker {
 
     /// If `still` holds, which is asked under the lock that raising takes; whether it is down.
     pub fn take_down_if(&self, still: impl FnOnce() -> bool) -> Result<bool, StoreError> {
-        let marker = self.lock();
-        if !still() {
-            return Ok(false);
-        }
-        marker.take_down().map(|()| true)
+        disk::wait(|| {
+            let marker = self.lock();
+            if !still() {
+                return Ok(false);
+            }
+            marker.take_down().map(|()| true)
+        })
     }
 
     /// A spare marker for the day it is needed. A disk without room for it will have room for a name.
     pub fn prepare(&self) {
-        if let Err(error) = self.lock().prepare() {
+        if let Err(error) = disk::wait(|| self.lock().prepare()) {
             tracing::warn!(of = self.of, error = explain(&error), "no marker could be made ahead of time");
         }
     }
 
     pub fn is_raised(&self) -> bool {
-        self.lock().is_raised()
+        disk::wait(|| self.lock().is_raised())
     }
 
     fn lock(&self) -> MutexGuard<'_, Marker> {

@@ -12,6 +12,7 @@ pub mod custody_state;
 pub mod deletion;
 mod destruction;
 pub mod disable;
+mod disk;
 pub mod epoch;
 pub mod explain;
 mod identity;

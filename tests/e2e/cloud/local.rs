@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use keystead_wire::admin::v1::GetStatusResponse;
 use tonic::Code;
@@ -10,6 +11,7 @@ use tonic::Code;
 use super::rig::CloudSite;
 use crate::clients::kms_code;
 use crate::daemon::{Daemon, Finished, decrypt, encrypt, until_gone};
+use crate::memory::wait_until;
 use crate::token::Make;
 
 /// One line of the matrix: what happened to the site, and what became of it.
@@ -278,6 +280,49 @@ stop
     );
     told("disk full at renewal", "online, then degraded, serves");
     told("disk full at revocation", "revoked, also after a restart");
+}
+
+/// A card that does not answer a sync any more, for ever. Everything else goes on, and the server, whose keys may be the last
+/// copy, is not taken for dead.
+#[tokio::test]
+async fn disk_that_hangs_keeps_nobody_from_serving_or_from_hearing_a_revocation() {
+    let site = CloudSite::initialized("renew_every = \"1s\"\nprobe_interval = \"1s\"");
+    let mut daemon = site.site.spawn(&[("FAILPOINTS", "store.before-sync=pause")]);
+    daemon.until_serving().await;
+    let server = daemon.role("server");
+    // A return is stored at once.
+    site.cloud.fault("refuse");
+    daemon.until("down", degraded).await;
+    site.cloud.act("clear");
+    let unfinished = site.site.path().join("store/keyring.store.new");
+    wait_until("the store hangs", || unfinished.exists());
+
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    let before = site.cloud.requests().len();
+    // Longer than the supervisor's patience with a server that is stuck.
+    let hung = std::time::Instant::now();
+    while hung.elapsed() < Duration::from_secs(12) {
+        assert_eq!(decrypt(&mut daemon.kms().await, &sealed).await.unwrap(), b"seed");
+        daemon.until("told", |status| status.availability == "online").await;
+    }
+    assert!(site.cloud.requests().len() >= before + 6, "renewals stand still");
+    assert_eq!(daemon.role("server"), server, "the server was taken for stuck:\n{}", daemon.log());
+    assert!(unfinished.exists());
+
+    site.cloud.act("disable-key");
+    let asked = std::time::Instant::now();
+    while kms_code(&site.site).await != Code::FailedPrecondition {
+        assert!(asked.elapsed() < crate::daemon::DEADLINE, "never refused:\n{}", daemon.log());
+    }
+    assert!(decrypt(&mut daemon.kms().await, &sealed).await.is_err());
+    daemon.until("revoked", |status| status.availability == "revoked").await;
+    assert!(site.site.path().join("store/revoked").exists(), "the marker needs no record");
+    assert_eq!(daemon.role("server"), server);
+    daemon.kill();
+    told("disk hangs for ever", "online; revoked once the cloud says so, also after a restart");
+    site.cloud.fault("refuse");
+    let daemon = site.site.spawn(&[]);
+    daemon.until("revoked", |status| status.availability == "revoked").await;
 }
 
 #[tokio::test]
