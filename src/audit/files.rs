@@ -130,6 +130,7 @@ impl OpenFile {
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
+        fail::fail_point!("audit.before-sync");
         self.file.sync_data()
     }
 

@@ -431,7 +431,7 @@ async fn what_is_no_trail_is_neither_followed_nor_overwritten() {
 #[test]
 fn filters_pick_by_time_action_person_generation_and_outcome() {
     let site = Site::new();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let trail = site.open();
         trail.record(admin("rotate")).await.unwrap();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
 
 use keystead_core::KeyringId;
 use keystead_core::audit::{Checkpoint, Position};
@@ -19,6 +20,8 @@ use super::writer::Writer;
 
 /// Requests that may wait for the writer: a tenth of a second of the most that one server does.
 const MAX_QUEUE: usize = 8192;
+/// A disk that has not answered for so long counts as one that cannot be written.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A keyring's trail. Cheap to share; ends its writer, with everything written and synced, when the last one is dropped.
 #[derive(Clone)]
@@ -44,9 +47,18 @@ pub(super) struct Shared {
     pub idle: AtomicBool,
     /// The last write failed.
     pub failing: AtomicBool,
+    /// Since when the writer has been at what it does now.
+    pub at_work: Since,
     pub counts: Counters,
     /// After the last line that is on the disk.
     pub synced: Mutex<Position>,
+}
+
+/// A moment, or none.
+pub(super) struct Since {
+    origin: Instant,
+    /// Milliseconds after the origin; 0: none.
+    millis: AtomicU64,
 }
 
 #[derive(Default)]
@@ -99,6 +111,10 @@ pub enum AuditError {
         "the audit trail cannot be written: {0}. Free some space or mend its folder; audit.failure says what goes on meanwhile"
     )]
     Write(Arc<str>),
+    #[error(
+        "the audit trail's disk has not answered for {} seconds; audit.failure says what goes on meanwhile", PATIENCE.as_secs()
+    )]
+    Stuck,
     #[error("the audit trail does not keep up; try again")]
     Full,
     #[error("the audit trail has ended")]
@@ -117,6 +133,7 @@ impl Trail {
             queue: Mutex::default(),
             idle: AtomicBool::new(false),
             failing: AtomicBool::new(false),
+            at_work: Since { origin: Instant::now(), millis: AtomicU64::new(0) },
             counts: Counters::default(),
             synced: Mutex::new(Position::start(keyring)),
         });
@@ -151,11 +168,13 @@ impl Trail {
     /// What cannot be recorded is refused, by the site's choice.
     pub fn admits_requests(&self) -> Result<(), AuditError> {
         let shared = &self.inner.shared;
-        if self.inner.failure == FailurePolicy::Stop && self.wants_requests() && shared.failing.load(Ordering::Relaxed)
-        {
+        if self.inner.failure != FailurePolicy::Stop || !self.wants_requests() {
+            return Ok(());
+        }
+        if shared.failing.load(Ordering::Relaxed) {
             return Err(AuditError::Write("the last write failed".into()));
         }
-        Ok(())
+        if shared.is_stuck() { Err(AuditError::Stuck) } else { Ok(()) }
     }
 
     /// Records a request that was served, or refused. Never waits.
@@ -253,7 +272,7 @@ impl Trail {
             lost: read(&shared.counts.lost),
             failures: read(&shared.counts.failures),
             sequence: read(&shared.counts.sequence),
-            failing: shared.failing.load(Ordering::Relaxed),
+            failing: shared.failing.load(Ordering::Relaxed) || shared.is_stuck(),
         }
     }
 
@@ -262,8 +281,18 @@ impl Trail {
         job: impl FnOnce(oneshot::Sender<Result<Position, AuditError>>) -> Job,
     ) -> Result<Position, AuditError> {
         let (reply, answer) = oneshot::channel();
+        // What is not waited for any more is written all the same, should the disk come back.
         self.push(job(reply));
-        answer.await.unwrap_or(Err(AuditError::Ended))
+        if self.inner.shared.is_stuck() {
+            return Err(AuditError::Stuck);
+        }
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(answer) => answer.unwrap_or(Err(AuditError::Ended)),
+            Err(_) => {
+                tracing::error!(policy = ?self.inner.failure, "the audit trail's disk does not answer");
+                Err(AuditError::Stuck)
+            }
+        }
     }
 
     fn push(&self, job: Job) {
@@ -281,6 +310,26 @@ impl Trail {
 impl Shared {
     pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.at_work.is_longer_ago_than(PATIENCE)
+    }
+}
+
+impl Since {
+    pub fn now(&self) {
+        let millis = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.millis.store(millis.max(1), Ordering::Relaxed);
+    }
+
+    pub fn clear(&self) {
+        self.millis.store(0, Ordering::Relaxed);
+    }
+
+    fn is_longer_ago_than(&self, span: Duration) -> bool {
+        let millis = self.millis.load(Ordering::Relaxed);
+        millis > 0 && self.origin.elapsed().saturating_sub(Duration::from_millis(millis)) > span
     }
 }
 

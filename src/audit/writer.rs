@@ -85,6 +85,7 @@ impl Writer {
     pub(super) fn run(mut self) {
         loop {
             let Queue { mut requests, admin, ended } = self.take();
+            self.shared.at_work.now();
             let busy = requests.len() > 0;
             // Requests first: whoever asks for a checkpoint means those before it, too.
             self.write_requests(&requests);
@@ -102,6 +103,7 @@ impl Writer {
                 let _ = self.checkpoint();
                 return;
             }
+            self.shared.at_work.clear();
             self.rest(busy);
         }
     }

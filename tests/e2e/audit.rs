@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 
-use keystead_wire::admin::v1::QueryAuditRequest;
+use keystead_wire::admin::v1::{GetStatusResponse, QueryAuditRequest};
 use keystead_wire::kms::v2::{DecryptRequest, StatusRequest};
 use serde_json::Value;
 
@@ -67,6 +67,53 @@ async fn with_the_level_requests_every_encrypt_and_decrypt_is_recorded_and_no_se
     assert!(!trail.contains("nobody may see"));
     drop(kms);
     assert!(daemon.stop().success());
+}
+
+/// From the first sync after the start on, for ever. The store's disk is well.
+async fn on_a_disk_that_hangs(failure: &str) -> (Site, crate::daemon::Daemon) {
+    let site = Site::initialized(&format!("[audit]\nlevel = \"requests\"\nfailure = \"{failure}\"\n"));
+    let mut daemon = site.spawn(&[("FAILPOINTS", "audit.before-sync=2*off->pause")]);
+    daemon.until_serving().await;
+    (site, daemon)
+}
+
+#[tokio::test]
+async fn with_an_audit_disk_that_hangs_everything_goes_on_with_an_alarm() {
+    let (site, daemon) = on_a_disk_that_hangs("continue-with-alarm").await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    // The first action waits for the disk, those after it know.
+    let rotated = tokio::task::spawn_blocking(move || {
+        site.rotate().expect_success();
+        site
+    });
+    let failing = |status: &GetStatusResponse| status.audit.as_ref().is_some_and(|audit| audit.failing);
+    daemon.until("known to hang", failing).await;
+    let site = rotated.await.unwrap();
+    let mut kms = daemon.kms().await;
+    assert_ne!(encrypt(&mut kms, b"seed").await.key_id, sealed.key_id);
+    assert_eq!(decrypt(&mut kms, &sealed).await.unwrap(), b"seed");
+    site.keystead(["custodian", "restart"]).expect_success();
+    daemon.kill();
+}
+
+#[tokio::test]
+async fn with_an_audit_disk_that_hangs_nothing_is_done_unrecorded_if_the_site_wants_it_so() {
+    let (site, daemon) = on_a_disk_that_hangs("stop").await;
+    let sealed = encrypt(&mut daemon.kms().await, b"seed").await;
+    let rotated = tokio::task::spawn_blocking(move || {
+        let error = site.rotate().expect_failure(5);
+        assert!(error.contains("has not answered for 10 seconds"), "{error}");
+        site
+    });
+    let site = rotated.await.unwrap();
+    let refused = decrypt(&mut daemon.kms().await, &sealed).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+    assert!(refused.message().contains("has not answered"), "{refused}");
+    assert_eq!(daemon.status().await.active_generation, 1);
+    // What only takes service away is done all the same.
+    site.keystead(["key", "disable", "--yes"]).expect_success();
+    assert_eq!(daemon.status().await.availability, "disabled");
+    daemon.kill();
 }
 
 /// While the daemon is down nobody watches: what it finds at its start is held against the store, which custody
