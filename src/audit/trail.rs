@@ -22,6 +22,8 @@ use super::writer::Writer;
 const MAX_QUEUE: usize = 8192;
 /// A disk that has not answered for so long counts as one that cannot be written.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often that is looked at while somebody waits.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// A keyring's trail. Cheap to share; ends its writer, with everything written and synced, when the last one is dropped.
 #[derive(Clone)]
@@ -280,17 +282,16 @@ impl Trail {
         &self,
         job: impl FnOnce(oneshot::Sender<Result<Position, AuditError>>) -> Job,
     ) -> Result<Position, AuditError> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         // What is not waited for any more is written all the same, should the disk come back.
         self.push(job(reply));
-        if self.inner.shared.is_stuck() {
-            return Err(AuditError::Stuck);
-        }
-        match tokio::time::timeout(PATIENCE, answer).await {
-            Ok(answer) => answer.unwrap_or(Err(AuditError::Ended)),
-            Err(_) => {
+        loop {
+            if self.inner.shared.is_stuck() {
                 tracing::error!(policy = ?self.inner.failure, "the audit trail's disk does not answer");
-                Err(AuditError::Stuck)
+                return Err(AuditError::Stuck);
+            }
+            if let Ok(answer) = tokio::time::timeout(LOOK, &mut answer).await {
+                return answer.unwrap_or(Err(AuditError::Ended));
             }
         }
     }
