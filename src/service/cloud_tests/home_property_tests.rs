@@ -2,16 +2,14 @@
 //! in the token is never taken away by the cloud; what has it there gains no rights.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 
 use keystead_core::FaultClass;
 use keystead_core::availability::{Availability, Cause};
-use keystead_core::keyring::Disabling;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use super::property_tests::{CASES, Event, event};
+use super::property_tests::{CASES, Event, event, happens, steps};
 use super::roots_tests::change;
 use super::world_tests::{LEASE, Mood, World};
 use crate::service::keys::Encrypted;
@@ -32,45 +30,18 @@ async fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
     change(&world, RootsChange::RemoveUpstream).await.unwrap();
     let home = world.encrypt(b"home").unwrap();
     let mut judge = Judge::default();
-    let mut backups: Vec<BTreeMap<String, Vec<u8>>> = vec![world.back_up()];
+    let mut backups = vec![world.back_up()];
     for event in events {
         let before = world.cloud.calls();
-        match event {
-            Event::CloudSays(mood) => world.cloud.says(mood),
+        match &event {
             Event::Pass { seconds, step } => {
-                let mut left = seconds;
-                while left > 0 {
-                    let now = left.min(step);
+                for now in steps(*seconds, *step) {
                     let before = world.cloud.calls();
                     pass(&world, &mut judge, &old, before, now).await?;
-                    left -= now;
                 }
-            }
-            Event::Restart => world.restart().await,
-            Event::Reboot { off, lose_clock } => world.reboot(off, lose_clock).await,
-            Event::SetWall(by) => world.clock.set_wall(by),
-            Event::BackUp => backups.push(world.back_up()),
-            Event::PutBack => {
-                let shredded = !judge.revoked || world.daemon().cloud_report().is_some_and(|report| !report.unstored);
-                let recorded = !judge.disabled || world.daemon().disabled().is_some_and(|disabled| disabled.recorded);
-                if let Some(backup) = backups.last().filter(|_| shredded && recorded) {
-                    world.kill();
-                    world.put_back(backup);
-                    // A marker that comes back with the folder disables as one that was raised does.
-                    judge.disabled |= backup.contains_key("disabled");
-                    world.start().await;
-                }
-            }
-            Event::Disk { full } => world.fill_disk(full),
-            Event::Custody { away } => world.token.take_away(away),
-            Event::Rotate => drop(world.daemon().rotate(Some("a test".parse().unwrap()), |_| ()).await),
-            Event::CloudRotates => world.cloud.rotates(),
-            Event::Disable => {
-                let order = Disabling { since: 1, uid: Some(1), login_uid: None, reason: None };
-                world.daemon().disable(order).await.unwrap();
-                judge.disabled = true;
             }
             Event::Enable => judge.disabled &= world.daemon().enable().await.is_err(),
+            other => happens(other, &mut world, &mut backups, judge.revoked, &mut judge.disabled).await,
         }
         pass(&world, &mut judge, &old, before, 1).await?;
         if world.serves() {

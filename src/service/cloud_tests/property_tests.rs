@@ -63,6 +63,53 @@ pub(super) fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// So many seconds, in steps.
+pub(super) fn steps(seconds: u64, step: u64) -> impl Iterator<Item = u64> {
+    (0..seconds).step_by(usize::try_from(step).unwrap()).map(move |passed| step.min(seconds - passed))
+}
+
+pub(super) type BackUp = BTreeMap<String, Vec<u8>>;
+
+/// What every judge sees alike; time that passes and enabling are for each to look at. `revoked`: the daemon was told so.
+pub(super) async fn happens(
+    event: &Event,
+    world: &mut World,
+    backups: &mut Vec<BackUp>,
+    revoked: bool,
+    disabled: &mut bool,
+) {
+    match *event {
+        Event::CloudSays(mood) => world.cloud.says(mood),
+        Event::Restart => world.restart().await,
+        Event::Reboot { off, lose_clock } => world.reboot(off, lose_clock).await,
+        Event::SetWall(by) => world.clock.set_wall(by),
+        Event::BackUp => backups.push(world.back_up()),
+        Event::PutBack => {
+            // What custody and disk have not been able to shred yet, nothing but this process keeps from serving.
+            let shredded = !revoked || world.daemon().cloud_report().is_some_and(|report| !report.unstored);
+            // Likewise while nothing but the marker tells that it is disabled: the folder is its owner's.
+            let recorded = !*disabled || world.daemon().disabled().is_some_and(|disabled| disabled.recorded);
+            if let Some(backup) = backups.last().filter(|_| shredded && recorded) {
+                world.kill();
+                world.put_back(backup);
+                // A marker that comes back with the folder disables as one that was raised does.
+                *disabled |= backup.contains_key("disabled");
+                world.start().await;
+            }
+        }
+        Event::Disk { full } => world.fill_disk(full),
+        Event::Custody { away } => world.token.take_away(away),
+        Event::Rotate => drop(world.daemon().rotate(Some("a test".parse().unwrap()), |_| ()).await),
+        Event::CloudRotates => world.cloud.rotates(),
+        Event::Disable => {
+            let order = Disabling { since: 1, uid: Some(1), login_uid: None, reason: None };
+            world.daemon().disable(order).await.unwrap();
+            *disabled = true;
+        }
+        Event::Pass { .. } | Event::Enable => unreachable!("a judge's own"),
+    }
+}
+
 /// What an owner who sees everything would say.
 #[derive(Default)]
 struct Judge {
@@ -80,44 +127,16 @@ struct Judge {
 async fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
     let mut world = World::online().await;
     let mut judge = Judge::default();
-    let mut backups: Vec<BTreeMap<String, Vec<u8>>> = Vec::new();
+    let mut backups: Vec<BackUp> = Vec::new();
     judge.encrypted.push((b"first".to_vec(), world.encrypt(b"first").unwrap()));
     for (round, event) in events.into_iter().enumerate() {
         let before = Before::of(&world);
-        match event.clone() {
-            Event::CloudSays(mood) => world.cloud.says(mood),
+        match &event {
             Event::Pass { seconds, step } => {
-                let mut left = seconds;
-                while left > 0 {
-                    let now = left.min(step);
+                for now in steps(*seconds, *step) {
                     let before = Before::of(&world);
                     pass(&world, &mut judge, &before, now).await?;
-                    left -= now;
                 }
-            }
-            Event::Restart => world.restart().await,
-            Event::Reboot { off, lose_clock } => world.reboot(off, lose_clock).await,
-            Event::SetWall(by) => world.clock.set_wall(by),
-            Event::BackUp => backups.push(world.back_up()),
-            Event::PutBack => {
-                // What custody and disk have not been able to shred yet, nothing but this process keeps from serving.
-                let shredded = !judge.revoked || world.daemon().cloud_report().is_some_and(|report| !report.unstored);
-                // Likewise while nothing but the marker tells that it is disabled: the folder is its owner's.
-                let recorded = !judge.disabled || world.daemon().disabled().is_some_and(|disabled| disabled.recorded);
-                if let Some(backup) = backups.last().filter(|_| shredded && recorded) {
-                    world.kill();
-                    world.put_back(backup);
-                    world.start().await;
-                }
-            }
-            Event::Disk { full } => world.fill_disk(full),
-            Event::Custody { away } => world.token.take_away(away),
-            Event::Rotate => drop(world.daemon().rotate(Some("a test".parse().unwrap()), |_| ()).await),
-            Event::CloudRotates => world.cloud.rotates(),
-            Event::Disable => {
-                let order = Disabling { since: 1, uid: Some(1), login_uid: None, reason: None };
-                world.daemon().disable(order).await.unwrap();
-                judge.disabled = true;
             }
             Event::Enable => {
                 let revoked = is_revoked(&world);
@@ -128,6 +147,7 @@ async fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
                 let given_back = world.cloud.calls() > calls && world.cloud.mood() == Mood::Works;
                 prop_assert!(!revoked || is_revoked(&world) || given_back, "enabling lifted a revocation");
             }
+            other => happens(other, &mut world, &mut backups, judge.revoked, &mut judge.disabled).await,
         }
         pass(&world, &mut judge, &before, 1).await?;
         if world.serves() {
