@@ -21,6 +21,8 @@ mod tpm_proxy;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use keystead::custody::contract::{Answer, Request};
@@ -43,36 +45,39 @@ const MECHANISMS: [(&str, MechanismChoice); 3] = [
     ("rsa-oaep", MechanismChoice::RsaOaep),
 ];
 
+/// Cases at a time. More would be slower for it: they compute.
+const AT_A_TIME: usize = 3;
+
 fn main() -> ExitCode {
     play_role();
     support::inspect::play_role();
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    asking::test_roots_of(keystead_core::RootKind::Pkcs11);
-    let mut suite = Suite { filter, passed: 0, failed: Vec::new() };
+    let mut suite = Suite { filter, cases: Vec::new(), passed: 0, failed: Vec::new() };
     for (token, make) in TOKENS {
         for (mechanism, choice) in MECHANISMS {
             for (case, run) in keys::CASES.iter().chain(keys::OBJECT_CASES) {
-                suite.run(&format!("{token}/{mechanism}/{case}"), || run(&make(&["keystead"]), choice));
+                suite.add(format!("{token}/{mechanism}/{case}"), move || run(&make(&["keystead"]), choice));
             }
         }
         for (case, run) in epochs::CASES.iter().chain(pins::CASES).chain(faults::CASES) {
-            suite.run(&format!("{token}/{case}"), || run(make));
+            suite.add(format!("{token}/{case}"), move || run(make));
         }
     }
     for (case, run) in faults::SOFTHSM_CASES {
-        suite.run(&format!("softhsm/{case}"), || run(softhsm::rig));
+        suite.add(format!("softhsm/{case}"), || run(softhsm::rig));
     }
+    suite.run_on(keystead_core::RootKind::Pkcs11);
     #[cfg(feature = "tpm")]
     {
-        asking::test_roots_of(keystead_core::RootKind::Tpm);
         for (mechanism, choice) in &MECHANISMS[1..] {
             for (case, run) in keys::CASES.iter().chain(tpm::KEY_CASES).chain(tpm_boot::KEY_CASES) {
-                suite.run(&format!("swtpm/{mechanism}/{case}"), || run(&swtpm::rig(&[]), *choice));
+                suite.add(format!("swtpm/{mechanism}/{case}"), || run(&swtpm::rig(&[]), *choice));
             }
         }
         for (case, run) in tpm::CASES.iter().chain(tpm_boot::CASES) {
-            suite.run(&format!("swtpm/{case}"), || run(swtpm::rig));
+            suite.add(format!("swtpm/{case}"), || run(swtpm::rig));
         }
+        suite.run_on(keystead_core::RootKind::Tpm);
     }
     faulty::clean_up();
     suite.report()
@@ -80,22 +85,48 @@ fn main() -> ExitCode {
 
 struct Suite {
     filter: String,
+    cases: Vec<(String, Box<dyn Fn() + Send + Sync>)>,
     passed: usize,
     failed: Vec<String>,
 }
 
 impl Suite {
-    fn run(&mut self, name: &str, case: impl FnOnce()) {
-        if !name.contains(&self.filter) {
-            return;
+    fn add(&mut self, name: String, case: impl Fn() + Send + Sync + 'static) {
+        if name.contains(&self.filter) {
+            self.cases.push((name, Box::new(case)));
         }
-        let start = Instant::now();
-        if panic::catch_unwind(AssertUnwindSafe(case)).is_ok() {
-            println!("ok      {name} ({} ms)", start.elapsed().as_millis());
-            self.passed += 1;
-        } else {
-            println!("FAILED  {name}");
-            self.failed.push(name.to_owned());
+    }
+
+    /// Runs what was added, on tokens that make roots of this kind.
+    fn run_on(&mut self, kind: keystead_core::RootKind) {
+        asking::test_roots_of(kind);
+        let cases = std::mem::take(&mut self.cases);
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut outcomes = Vec::new();
+            while let Some((name, case)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let start = Instant::now();
+                let passed = panic::catch_unwind(AssertUnwindSafe(case)).is_ok();
+                match passed {
+                    true => println!("ok      {name} ({} ms)", start.elapsed().as_millis()),
+                    false => println!("FAILED  {name}"),
+                }
+                outcomes.push((name.clone(), passed));
+            }
+            outcomes
+        };
+        let outcomes = thread::scope(|scope| {
+            let workers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(work)).collect();
+            workers
+                .into_iter()
+                .flat_map(|worker| worker.join().expect("a worker that catches panics"))
+                .collect::<Vec<_>>()
+        });
+        for (name, passed) in outcomes {
+            match passed {
+                true => self.passed += 1,
+                false => self.failed.push(name),
+            }
         }
     }
 
