@@ -15,6 +15,8 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::stderr::Lossy;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LogSettings {
     pub level: Level,
@@ -93,7 +95,7 @@ impl Verbosity {
 /// Sets this process's log up; call it once, first thing in a composition root.
 pub fn init(settings: LogSettings) -> Result<Verbosity, AlreadySetUp> {
     let terminal = io::stderr().is_terminal();
-    let (subscriber, verbosity) = subscriber(settings, terminal, io::stderr);
+    let (subscriber, verbosity) = subscriber(settings, terminal, Lossy::new(io::stderr()));
     subscriber.try_init().map_err(|_| AlreadySetUp)?;
     Ok(verbosity)
 }

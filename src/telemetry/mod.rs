@@ -9,3 +9,4 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod state;
+mod stderr;

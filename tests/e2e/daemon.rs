@@ -123,13 +123,18 @@ impl Site {
     pub fn spawn(&self, environment: &[(&str, &str)]) -> Daemon {
         let log = self.path().join("log");
         let file = File::options().append(true).create(true).open(&log).expect("log file");
+        self.spawn_logging_to(environment, file)
+    }
+
+    /// As [`Self::spawn`], with its log elsewhere.
+    pub fn spawn_logging_to(&self, environment: &[(&str, &str)], log: impl Into<Stdio>) -> Daemon {
         let child = self
             .command(["serve"])
             .envs(environment.iter().copied())
-            .stderr(file)
+            .stderr(log)
             .spawn()
             .expect("keystead serve starts");
-        Daemon { child, run: self.path().join("run"), log }
+        Daemon { child, run: self.path().join("run"), log: self.path().join("log") }
     }
 
     /// Starts the daemon; whoever comes to the failpoint waits there until the hold is let go.

@@ -36,6 +36,38 @@ async fn requests_are_logged_once_and_nothing_secret_is() {
     }
 }
 
+/// As of a journal whose disk hangs. Each request is logged here, on the thread that serves it.
+#[tokio::test]
+async fn log_that_nobody_reads_holds_nothing_up_and_says_later_what_is_missing() {
+    let site = Site::initialized("[log]\nlevel = \"debug\"\n");
+    let (read, write) = rustix::pipe::pipe().unwrap();
+    rustix::pipe::fcntl_setpipe_size(&write, 4096).unwrap();
+    std::fs::write(site.path().join("log"), "").unwrap();
+    let mut daemon = site.spawn_logging_to(&[], write);
+    daemon.until_serving().await;
+    let server = daemon.role("server");
+    let mut kms = daemon.kms().await;
+    let sealed = encrypt(&mut kms, b"seed").await;
+    for _ in 0..200 {
+        assert_eq!(decrypt(&mut kms, &sealed).await.unwrap(), b"seed");
+    }
+    let rotation = site.command(["key", "rotate", "--yes"]).output().unwrap();
+    rotation.expect_success();
+    assert_eq!((daemon.status().await.active_generation, daemon.role("server")), (2, server));
+
+    let log = tokio::task::spawn_blocking(move || {
+        let lines = std::io::BufRead::lines(std::io::BufReader::new(std::fs::File::from(read)));
+        lines.map(|line| line.unwrap()).collect::<Vec<_>>()
+    });
+    // Until one line more is logged and taken.
+    decrypt(&mut kms, &sealed).await.unwrap();
+    drop(kms);
+    assert!(daemon.stop().success());
+    let log = log.await.unwrap();
+    assert!(log.iter().any(|line| line.contains("were dropped")), "{log:#?}");
+    assert!(log[0].contains("supervising"), "{log:#?}");
+}
+
 #[tokio::test]
 async fn metrics_and_health_say_what_happened() {
     let site = Site::initialized("");
