@@ -49,6 +49,9 @@ pub const DELETION: &[&str] = &[
     "deletion.finished",
 ];
 
+/// Of the audit trail: each sync, for a test that hangs one.
+pub const AUDIT: &str = "audit.before-sync";
+
 /// Those of taking over an old store.
 pub const RESTORE: &[&str] = &["restore.epoch-created", "restore.before-write", "restore.written"];
 

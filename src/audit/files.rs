@@ -130,7 +130,7 @@ impl OpenFile {
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
-        fail::fail_point!("audit.before-sync");
+        fail::fail_point!(crate::failpoint::AUDIT);
         self.file.sync_data()
     }
 

@@ -164,7 +164,7 @@ impl Trail {
         self.inner.requests.store(level >= Level::Requests, Ordering::Relaxed);
     }
 
-    /// Whether a request may be served now. Asked before it is; costs one load.
+    /// Whether a request may be served now. Asked before it is; costs a load, where what is not recorded is refused a look at the clock besides.
     ///
     /// # Errors
     /// What cannot be recorded is refused, by the site's choice.

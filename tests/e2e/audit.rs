@@ -72,7 +72,8 @@ async fn with_the_level_requests_every_encrypt_and_decrypt_is_recorded_and_no_se
 /// From the first sync after the start on, for ever. The store's disk is well.
 async fn on_a_disk_that_hangs(failure: &str) -> (Site, crate::daemon::Daemon) {
     let site = Site::initialized(&format!("[audit]\nlevel = \"requests\"\nfailure = \"{failure}\"\n"));
-    let mut daemon = site.spawn(&[("FAILPOINTS", "audit.before-sync=2*off->pause")]);
+    let fault = format!("{}=2*off->pause", keystead::failpoint::AUDIT);
+    let mut daemon = site.spawn(&[("FAILPOINTS", &fault)]);
     daemon.until_serving().await;
     (site, daemon)
 }

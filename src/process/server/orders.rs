@@ -64,11 +64,20 @@ pub async fn follow_orders(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::control::{self, Report};
+    use crate::process::control::{self, ControlSupervisorEnd, Report};
     use crate::process::kms_thread::KmsThread;
 
     fn nobody() -> Arc<Logins> {
         Arc::new(Logins::new(|_| Ok(())))
+    }
+
+    async fn next_report(supervisor: &ControlSupervisorEnd) -> Option<Report> {
+        loop {
+            match supervisor.receive() {
+                Ok(report) => return report,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
     }
 
     #[tokio::test]
@@ -90,12 +99,7 @@ mod tests {
             assert_eq!(seen.recv().await, Some(restarts));
             tokio::task::yield_now().await;
             tell.send_modify(|count| *count += 1);
-            loop {
-                match supervisor.receive() {
-                    Ok(report) => break assert_eq!(report, Some(Report::CustodianHung { restarts })),
-                    Err(_) => tokio::task::yield_now().await,
-                }
-            }
+            assert_eq!(next_report(&supervisor).await, Some(Report::CustodianHung { restarts }));
         }
         drop(tell);
         supervisor.drain().unwrap();
@@ -110,12 +114,7 @@ mod tests {
         let server = tokio::spawn(follow_orders(control, Handle::current(), hung, nobody(), |_, _| Ok(()), |_| Ok(())));
         for _ in 0..3 {
             supervisor.ask().unwrap();
-            loop {
-                match supervisor.receive() {
-                    Ok(report) => break assert_eq!(report, Some(Report::Alive)),
-                    Err(_) => tokio::task::yield_now().await,
-                }
-            }
+            assert_eq!(next_report(&supervisor).await, Some(Report::Alive));
         }
         supervisor.drain().unwrap();
         server.await.unwrap().unwrap();
@@ -139,12 +138,7 @@ mod tests {
         tokio::task::yield_now().await;
         assert_eq!(supervisor.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(free);
-        loop {
-            match supervisor.receive() {
-                Ok(report) => break assert_eq!(report, Some(Report::Alive)),
-                Err(_) => tokio::task::yield_now().await,
-            }
-        }
+        assert_eq!(next_report(&supervisor).await, Some(Report::Alive));
         supervisor.drain().unwrap();
         server.await.unwrap().unwrap();
     }
