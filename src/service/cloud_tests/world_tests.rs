@@ -1,32 +1,25 @@
 //! A site in a box: a token in memory, a cloud whose answers a test chooses, clocks that a test moves, a folder for the store.
 //! Everything between them is the daemon's own code, but for its sockets and processes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use hmac::{Hmac, KeyInit, Mac};
+use keystead_core::GenerationNumber;
 use keystead_core::availability::Availability;
 use keystead_core::grant::{Grant, GrantSigner};
 use keystead_core::keyring::Keyring;
 use keystead_core::lease::Clocks;
 use keystead_core::recovery::Sighting;
 use keystead_core::recovery_key::RecoveryKey;
-use keystead_core::wrap::{Construction, seal_under_transport_key};
-use keystead_core::{FaultClass, GenerationNumber, Kek, RootId, RootKind, WrapContext, WrappedKek};
-use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use super::memory_token_tests::{Device, Token, fresh};
+pub use super::scripted_cloud_tests::{FakeCloud, Mood};
 use crate::custody::client::CustodyClient;
-use crate::custody::contract::{
-    Answer, CmkObject, CustodyError, DeviceClock, EpochPurpose, PinState, Request, TokenDescription, TokenSummary,
-};
-use crate::custody::worker::{self, Custodian};
+use crate::custody::worker;
 use crate::service::clock::{Clock, KnownTime};
 use crate::service::cloud::{CloudReport, CloudSettings, OnKeyVersion};
 use crate::service::init::{InitCloud, InitError, InitRequest, init};
@@ -34,316 +27,11 @@ use crate::service::keys::{Encrypted, KeyService, ServeError};
 use crate::service::lifecycle::{KeySettings, Lifecycle};
 use crate::service::recover::{self, Openers, RebuildRequest, Rebuilt, RecoverError};
 use crate::store::Store;
-use crate::upstream::contract::{
-    CallCounts, Expiry, Generated, KeyDescription, KeyState, Unwrapped, Upstream, UpstreamError, UpstreamIdentity,
-    Wrapped,
-};
 
 pub const HOUR: u64 = 3600;
 pub const LEASE: Duration = Duration::from_secs(72 * HOUR);
 pub const RENEW: u64 = 600;
 pub const PROBE: u64 = 15;
-
-/// A token that never forgets by itself.
-#[derive(Default)]
-pub struct Token {
-    epochs: Mutex<BTreeMap<u64, [u8; 32]>>,
-    keks: Mutex<HashMap<Vec<u8>, [u8; 32]>>,
-    away: AtomicBool,
-    clock: Mutex<Option<DeviceClock>>,
-}
-
-impl Token {
-    pub fn shows(&self, seconds: u64, resets: u32) {
-        *self.clock.lock().unwrap() = Some(DeviceClock { seconds, resets });
-    }
-
-    pub fn take_away(&self, away: bool) {
-        self.away.store(away, Ordering::Relaxed);
-    }
-
-    pub fn is_away(&self) -> bool {
-        self.away.load(Ordering::Relaxed)
-    }
-
-    pub fn cmks(&self) -> usize {
-        self.keks.lock().unwrap().len()
-    }
-
-    pub fn epochs(&self) -> Vec<u64> {
-        self.epochs.lock().unwrap().keys().copied().collect()
-    }
-}
-
-struct Device(Arc<Token>);
-
-impl Custodian for Device {
-    fn serve(&self, _seat: usize, request: Request) -> Result<Answer, CustodyError> {
-        if self.0.is_away() {
-            return Err(CustodyError::TokenMissing { wanted: "the test's".into() });
-        }
-        let mut epochs = self.0.epochs.lock().unwrap();
-        let mut keks = self.0.keks.lock().unwrap();
-        let wrapped = |context: &WrapContext, kek: &Kek| WrappedKek {
-            root_kind: context.root_kind,
-            root_id: context.root_id.clone(),
-            bytes: Construction::AesGcm {
-                iv: [0; 12],
-                sealed: seal_under_transport_key(&[7; 32], &context.to_bytes(), kek),
-            }
-            .to_bytes(),
-        };
-        Ok(match request {
-            Request::Describe => {
-                let clock = *self.0.clock.lock().unwrap();
-                Answer::Token(TokenDescription { clock, ..description() })
-            }
-            Request::ListTokens => Answer::Tokens(vec![description().token]),
-            Request::ListCmks => {
-                let cmk = |id: &Vec<u8>| CmkObject { root_id: RootId::new(id).unwrap(), label: String::new() };
-                Answer::Cmks(keks.keys().map(cmk).collect())
-            }
-            Request::NewKek { context } => {
-                let bytes: [u8; 32] = fresh();
-                keks.insert(context.root_id.as_bytes().to_vec(), bytes);
-                let kek = Kek::take(&mut { bytes });
-                Answer::NewKek { wrap: wrapped(&context, &kek), kek }
-            }
-            Request::WrapKek { context, kek } => Answer::Wrapped(wrapped(&context, &kek.0)),
-            Request::Unwrap { context, .. } => {
-                let bytes = keks.get(context.root_id.as_bytes()).copied();
-                let missing = || CustodyError::CmkMissing { root_id: context.root_id.to_string() };
-                Answer::Kek(Kek::take(&mut bytes.ok_or_else(missing)?))
-            }
-            Request::ListEpochs { .. } => Answer::Epochs(epochs.keys().copied().collect()),
-            Request::CreateEpoch(epoch) => {
-                epochs.entry(epoch.number).or_insert_with(fresh);
-                Answer::Done
-            }
-            Request::DeriveEpochKey { epoch, purpose } => {
-                let missing = || CustodyError::EpochMissing { number: epoch.number };
-                let secret = epochs.get(&epoch.number).ok_or_else(missing)?;
-                let mut mac = Hmac::<Sha256>::new_from_slice(secret).unwrap();
-                mac.update(match purpose {
-                    EpochPurpose::Record => b"record",
-                    EpochPurpose::OfflineCopy => b"copies",
-                    EpochPurpose::Audit => b"audit",
-                });
-                Answer::EpochKey(Zeroizing::new(mac.finalize().into_bytes().into()))
-            }
-            Request::DestroyEpoch(epoch) => {
-                epochs.remove(&epoch.number);
-                Answer::Done
-            }
-            Request::DestroyCmk { root_id } => {
-                keks.remove(root_id.as_bytes());
-                Answer::Done
-            }
-            Request::Probe | Request::Reopen => Answer::Done,
-        })
-    }
-
-    fn close(&self) {}
-}
-
-fn description() -> TokenDescription {
-    TokenDescription {
-        root_kind: RootKind::Pkcs11,
-        token: TokenSummary {
-            slot: 0,
-            label: "test".into(),
-            serial: "1".into(),
-            manufacturer: "test".into(),
-            model: "test".into(),
-            firmware: "1".into(),
-            initialized: true,
-            pin: PinState::Fine,
-        },
-        module: "test".into(),
-        mechanism: "test".into(),
-        authentication: "test".into(),
-        sessions: 1,
-        openings: 1,
-        device_operations: 0,
-        clock: None,
-    }
-}
-
-fn fresh<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).unwrap();
-    bytes
-}
-
-/// What the cloud has to say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mood {
-    Works,
-    Fails(FaultClass),
-    /// Opens wraps to a key that is none of ours.
-    OtherKey,
-}
-
-/// A cloud KMS with one key.
-pub struct FakeCloud {
-    identity: UpstreamIdentity,
-    inner: Mutex<Inner>,
-    pub unwraps: AtomicU64,
-    pub describes: AtomicU64,
-}
-
-struct Inner {
-    mood: Mood,
-    version: u32,
-    wraps: HashMap<Vec<u8>, (Vec<u8>, [u8; 32])>,
-    server_time: u64,
-}
-
-impl FakeCloud {
-    fn new(region: &str) -> Self {
-        Self {
-            identity: UpstreamIdentity {
-                kind: RootKind::AlibabaKms,
-                root_id: RootId::new(b"key-1").unwrap(),
-                named: "key-1".into(),
-                provider: "test cloud",
-                region: region.into(),
-                endpoint: format!("https://kms.{region}.example"),
-            },
-            inner: Mutex::new(Inner {
-                mood: Mood::Works,
-                version: 1,
-                wraps: HashMap::new(),
-                server_time: 1_800_000_000,
-            }),
-            unwraps: AtomicU64::new(0),
-            describes: AtomicU64::new(0),
-        }
-    }
-
-    /// The same cloud, configured with another region.
-    pub fn in_region(&self, region: &str) -> Self {
-        let inner = self.inner();
-        let other = Self::new(region);
-        *other.inner() = Inner {
-            wraps: inner.wraps.clone(),
-            mood: inner.mood,
-            version: inner.version,
-            server_time: inner.server_time,
-        };
-        other
-    }
-
-    /// Another key of the same cloud.
-    pub fn other_key() -> Self {
-        let mut other = Self::new("one");
-        other.identity.root_id = RootId::new(b"key-2").unwrap();
-        other
-    }
-
-    pub fn says(&self, mood: Mood) {
-        self.inner().mood = mood;
-    }
-
-    pub fn mood(&self) -> Mood {
-        self.inner().mood
-    }
-
-    pub fn rotates(&self) {
-        self.inner().version += 1;
-    }
-
-    pub fn calls(&self) -> u64 {
-        self.unwraps.load(Ordering::Relaxed)
-    }
-
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap()
-    }
-
-    fn refusal(mood: Mood) -> Result<(), UpstreamError> {
-        match mood {
-            Mood::Fails(class) => Err(UpstreamError::new(class, format!("Test.{class}"), "as the test says")),
-            Mood::Works | Mood::OtherKey => Ok(()),
-        }
-    }
-}
-
-impl Upstream for FakeCloud {
-    fn identity(&self) -> &UpstreamIdentity {
-        &self.identity
-    }
-
-    fn generate<'a>(&'a self, context: &'a WrapContext) -> BoxFuture<'a, Result<Generated, UpstreamError>> {
-        async move {
-            let kek = Kek::take(&mut fresh());
-            let wrapped = self.wrap(&kek, context).await?;
-            Ok(Generated { kek, wrapped })
-        }
-        .boxed()
-    }
-
-    fn wrap<'a>(&'a self, kek: &'a Kek, context: &'a WrapContext) -> BoxFuture<'a, Result<Wrapped, UpstreamError>> {
-        async move {
-            let mut inner = self.inner();
-            Self::refusal(inner.mood)?;
-            let bytes = [&[0x10][..], &fresh::<40>()].concat();
-            inner.wraps.insert(bytes.clone(), (context.to_bytes(), *kek.expose()));
-            let wrap = WrappedKek { root_kind: context.root_kind, root_id: context.root_id.clone(), bytes };
-            Ok(Wrapped { wrap, key_version: Some(format!("v{}", inner.version)) })
-        }
-        .boxed()
-    }
-
-    fn unwrap<'a>(
-        &'a self,
-        wrap: &'a [u8],
-        context: &'a WrapContext,
-    ) -> BoxFuture<'a, Result<Unwrapped, UpstreamError>> {
-        async move {
-            self.unwraps.fetch_add(1, Ordering::Relaxed);
-            let inner = self.inner();
-            Self::refusal(inner.mood)?;
-            let corrupt = || UpstreamError::new(FaultClass::Corrupt, "Test.NoSuchWrap", "no such wrap");
-            let (bound, mut kek) = inner.wraps.get(wrap).cloned().ok_or_else(corrupt)?;
-            if bound != context.to_bytes() {
-                return Err(corrupt());
-            }
-            if inner.mood == Mood::OtherKey {
-                kek = fresh();
-            }
-            let server_time = Some(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(inner.server_time));
-            Ok(Unwrapped { kek: Kek::take(&mut kek), key_version: None, server_time })
-        }
-        .boxed()
-    }
-
-    fn describe(&self) -> BoxFuture<'_, Result<KeyDescription, UpstreamError>> {
-        async move {
-            self.describes.fetch_add(1, Ordering::Relaxed);
-            let inner = self.inner();
-            Self::refusal(inner.mood)?;
-            Ok(KeyDescription {
-                key_id: "key-1".into(),
-                state: KeyState::Enabled,
-                key_version: Some(format!("v{}", inner.version)),
-                protection: None,
-                automatic_rotation: None,
-                deletion: None,
-                server_time: None,
-            })
-        }
-        .boxed()
-    }
-
-    fn expiries(&self) -> Vec<Expiry> {
-        Vec::new()
-    }
-
-    fn calls(&self) -> CallCounts {
-        CallCounts { operations: Vec::new() }
-    }
-}
 
 /// Clocks that only a test moves.
 pub struct TestClock(Mutex<Clocks>);
