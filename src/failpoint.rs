@@ -42,6 +42,7 @@ pub const DELETION: &[&str] = &[
     "deletion.scheduled",
     "deletion.cancelled",
     "deletion.suspended",
+    "deletion.due",
     "deletion.intent-recorded",
     "deletion.wiped",
     "deletion.tombstone-written",

@@ -30,8 +30,10 @@ use super::spawn::{self, ServerDescriptors};
 use crate::memory;
 use crate::rpc::socket::{ListeningSocket, SocketError, SocketSettings};
 
-/// How much longer than its own deadline the server is given to end.
-const DRAIN_MARGIN: Duration = Duration::from_secs(2);
+/// How much longer than its own deadline the server is given to end: a worn SD card takes seconds for what is stored then.
+const DRAIN_MARGIN: Duration = Duration::from_secs(5);
+/// What a server that has closed its channel is given.
+const SERVER_FAREWELL: Duration = Duration::from_secs(2);
 /// How long a custodian whose server is gone may finish what the device is doing: cut off in the middle of a write,
 /// some tokens lose more than the write.
 const CUSTODIAN_FAREWELL: Duration = Duration::from_secs(3);
@@ -428,7 +430,7 @@ impl Supervisor {
             notify(NotifyState::Ready);
         }
         // It is about to exit; one that closed the channel and lingers is of no use.
-        self.server.must_end_within(DRAIN_MARGIN);
+        self.server.must_end_within(SERVER_FAREWELL);
         // Its connection is closed, too, so that it ends by itself.
         self.custodian.must_end_within(CUSTODIAN_FAREWELL);
     }

@@ -91,6 +91,7 @@ impl Lifecycle {
     }
 
     async fn destroy(&self, number: GenerationNumber) {
+        fail::fail_point!("deletion.due");
         let Some(mut next) = self.keyring() else { return };
         self.spend_time(&mut next);
         let details = details(&next, number);

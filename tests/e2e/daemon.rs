@@ -92,21 +92,33 @@ impl Site {
             Some(rest) => rest.split_once("\n\n").unwrap_or((rest, "")),
             None => ("", extra),
         };
-        // A test that stops the daemon while its own client is connected does not poll that client meanwhile.
-        let drain = if kms.contains("drain_timeout") { "" } else { "drain_timeout = \"1s\"" };
         let metrics = if rest.contains("[metrics]") { "" } else { "[metrics]\nlisten = \"127.0.0.1:0\"\n" };
         let config = format!(
             "keyring = \"test\"\nnode = \"node-1\"\n{custody}\n[store]\npath = \"{path}/store\"\n[kms]\nsocket = \
-             \"{path}/run/kms.sock\"\n{drain}\n{kms}\n[admin]\nsocket = \"{path}/run/admin.sock\"\n{metrics}{rest}\n"
+             \"{path}/run/kms.sock\"\n{kms}\n[admin]\nsocket = \"{path}/run/admin.sock\"\n{metrics}{rest}\n"
         );
         fs::create_dir_all(self.path().join("run")).expect("run folder");
         fs::write(self.config(), config).expect("configuration written");
     }
 
     pub fn command<const N: usize>(&self, args: [&str; N]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keystead"));
+        self.command_of(env!("CARGO_BIN_EXE_keystead").as_ref(), args)
+    }
+
+    /// As [`Self::command`], by another copy of the program.
+    pub fn command_of<const N: usize>(&self, program: &Path, args: [&str; N]) -> Command {
+        let mut command = Command::new(program);
         command.args(args).env_clear().env("KEYSTEAD_CONFIG", self.config()).stdin(Stdio::null());
         command
+    }
+
+    /// In the site's folder. Copied by a process of its own: of a file that this one writes, a child that another test starts
+    /// at that moment holds a descriptor, and nobody can run what is open for writing.
+    pub fn copy_of_the_program(&self) -> PathBuf {
+        let copy = self.path().join("keystead");
+        let status = Command::new("cp").args([env!("CARGO_BIN_EXE_keystead").as_ref(), copy.as_path()]).status();
+        assert!(status.expect("cp runs").success());
+        copy
     }
 
     /// Runs a command to its end.
@@ -121,26 +133,44 @@ impl Site {
 
     /// Starts the daemon without waiting for it to serve.
     pub fn spawn(&self, environment: &[(&str, &str)]) -> Daemon {
-        let log = self.path().join("log");
-        let file = File::options().append(true).create(true).open(&log).expect("log file");
-        self.spawn_logging_to(environment, file)
+        self.spawn_logging_to(environment, self.log_file())
     }
 
     /// As [`Self::spawn`], with its log elsewhere.
     pub fn spawn_logging_to(&self, environment: &[(&str, &str)], log: impl Into<Stdio>) -> Daemon {
-        let child = self
-            .command(["serve"])
-            .envs(environment.iter().copied())
-            .stderr(log)
-            .spawn()
-            .expect("keystead serve starts");
-        Daemon { child, run: self.path().join("run"), log: self.path().join("log") }
+        let mut command = self.command(["serve"]);
+        command.envs(environment.iter().copied()).stderr(log);
+        self.start(command)
+    }
+
+    /// As [`Self::spawn`], by another copy of the program.
+    pub fn spawn_program(&self, program: &Path) -> Daemon {
+        let mut command = self.command_of(program, ["serve"]);
+        command.stderr(self.log_file());
+        self.start(command)
     }
 
     /// Starts the daemon; whoever comes to the failpoint waits there until the hold is let go.
     pub fn spawn_held_at(&self, failpoint: &str) -> (Daemon, Hold) {
-        let hold = Hold(self.path().join(format!("let-go-of-{failpoint}")));
-        (self.spawn(&[("KEYSTEAD_HOLD_AT", &format!("{failpoint}:{}", hold.0.display()))]), hold)
+        self.spawn_held_and_killed_at(failpoint, "nowhere")
+    }
+
+    /// The same; and behind it, at a failpoint that it comes to later, it is killed.
+    pub fn spawn_held_and_killed_at(&self, held: &str, killed: &str) -> (Daemon, Hold) {
+        let hold = Hold(self.path().join(format!("let-go-of-{held}")));
+        // Of a hold before this one.
+        let _ = fs::remove_file(&hold.0);
+        let at = format!("{held}:{}", hold.0.display());
+        (self.spawn(&[("KEYSTEAD_HOLD_AT", &at), ("KEYSTEAD_KILL_AT", killed)]), hold)
+    }
+
+    fn log_file(&self) -> File {
+        File::options().append(true).create(true).open(self.path().join("log")).expect("log file")
+    }
+
+    fn start(&self, mut serve: Command) -> Daemon {
+        let child = serve.spawn().expect("keystead serve starts");
+        Daemon { child, run: self.path().join("run"), log: self.path().join("log") }
     }
 
     /// Starts the daemon and waits until it serves.

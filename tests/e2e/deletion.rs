@@ -19,6 +19,8 @@ use crate::token::Make;
 
 /// A site whose generations wait for a second only.
 const IN_A_SECOND: &str = "[deletion]\nmin_wait = \"1s\"\n";
+/// Where a generation whose wait is over is still whole.
+const DUE: &str = "deletion.due";
 
 fn key_id(site: &Site, number: usize) -> String {
     let all = json(site.keystead(["key", "list", "--output", "json"]));
@@ -256,24 +258,28 @@ async fn destruction_killed_at_every_failpoint_is_finished_and_takes_nothing_els
     let daemon = site.serve().await;
     let mut sealed = vec![encrypt(&mut daemon.kms().await, b"1").await];
     assert!(daemon.stop().success());
-    let of_destruction = failpoint::DELETION.iter().skip_while(|name| **name != "deletion.intent-recorded");
+    let of_destruction = failpoint::DELETION.iter().skip_while(|name| **name != DUE).skip(1);
     let of_roll = ["epoch.created", "store.half-written", "epoch.record-written", "epoch.old-destroyed"];
     for name in of_destruction.copied().chain(of_roll) {
-        let daemon = site.serve().await;
+        // Nothing happens to what is due before the daemon with the failpoint runs.
+        let (mut daemon, due) = site.spawn_held_at(DUE);
+        daemon.until_serving().await;
         site.rotate().expect_success();
         sealed.push(encrypt(&mut daemon.kms().await, name.as_bytes()).await);
         let last = sealed.len();
         let counts: Vec<u64> = (1..=last).map(|number| u64::from(number == last)).collect();
         scanned(&daemon, &counts).await;
         let old = (last - 1).to_string();
-        // Long enough to be armed before it is over.
-        json(schedule(&site, &old, "2s"));
-        assert!(daemon.stop().success());
+        json(schedule(&site, &old, "1s"));
+        daemon.kill();
+        drop(due);
         let before = objects(&site);
 
-        let daemon = site.spawn(&[("KEYSTEAD_KILL_AT", name)]);
-        crate::memory::wait_until("a server runs", || daemon.role("server").is_some());
-        until_gone(daemon.role("server").expect("a server runs"));
+        let (mut daemon, due) = site.spawn_held_and_killed_at(DUE, name);
+        daemon.until_serving().await;
+        let server = daemon.role("server").expect("a server runs");
+        due.let_go();
+        until_gone(server);
         daemon.kill();
 
         let daemon = site.serve().await;

@@ -200,11 +200,7 @@ async fn daemon_that_does_not_admit_the_caller_is_not_called_down() {
     // Who holds a role is admitted, too; `init` gave them all to this user.
     let own = format!("uids = [{}]", rustix::process::geteuid().as_raw());
     fs::write(site.config(), config.replace(&own, "uids = [54321]")).unwrap();
-    let daemon = site.spawn(&[]);
-    crate::memory::wait_until_async("served", async || {
-        site.kms_socket().exists() && crate::clients::kms_code(&site).await == tonic::Code::Ok
-    })
-    .await;
+    let daemon = site.serve().await;
     assert_eq!(doctor(&site, &["daemon"]), (0, owned(&[("daemon.forbidden", "info")])));
     assert!(daemon.stop().success());
 }
@@ -378,23 +374,13 @@ async fn program_replaced_under_the_daemon_is_a_warning() {
         return;
     }
     let site = Site::initialized("");
-    let program = site.path().join("keystead");
-    fs::copy(env!("CARGO_BIN_EXE_keystead"), &program).unwrap();
-    let mut child = Command::new(&program)
-        .arg("serve")
-        .env("KEYSTEAD_CONFIG", site.config())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    crate::memory::wait_until_async("served", async || {
-        site.kms_socket().exists() && crate::clients::kms_code(&site).await == tonic::Code::Ok
-    })
-    .await;
+    let program = site.copy_of_the_program();
+    let mut daemon = site.spawn_program(&program);
+    daemon.until_serving().await;
     expect(&site, 6, &[]);
     fs::remove_file(&program).unwrap();
     expect(&site, 6, &[("daemon.version", "warning")]);
-    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
-    assert!(child.wait().unwrap().success());
+    assert!(daemon.stop().success());
 }
 
 #[tokio::test]
@@ -444,15 +430,8 @@ async fn ordinary_user_is_told_what_needs_root() {
         set_mode(&site.path().join(name), mode);
     }
     // A copy, for the one of the build may lie where only its owner gets at it.
-    let program = site.path().join("keystead");
-    fs::copy(env!("CARGO_BIN_EXE_keystead"), &program).unwrap();
-    let mut command = Command::new(&program);
-    command
-        .args(["doctor", "--output", "json"])
-        .env_clear()
-        .env("KEYSTEAD_CONFIG", site.config())
-        .uid(65534)
-        .gid(65534);
+    let mut command = site.command_of(&site.copy_of_the_program(), ["doctor", "--output", "json"]);
+    command.uid(65534).gid(65534);
     for group in OURS {
         command.args(["--only", group]);
     }
