@@ -10,6 +10,8 @@ start_cloud() {
     if [[ -e $RIG/running ]] && "$RIG/cloud-up" 2>/dev/null && "$RIG/key-enable"; then
         say 'The stub of the cloud runs already.'
         write_rig_scripts
+        # One that was revoked hears of it with its next renewal, and shows no key before.
+        ! running_pid >/dev/null || wait_for 30 answers || true
         return
     fi
     [[ ! -f $STATE/store/keyring.store ]] \

@@ -95,7 +95,7 @@ fn served(settings: &Settings) -> Result<InitOutcome, Failure> {
     let status = status::ask(&settings.admin.socket.path)?;
     if status.active_key_id.is_empty() {
         let message = format!("the daemon that has the store open serves no key: {}", status.reason);
-        return Err(Failure::new(Exit::Failed, message).next("stop it, run `keystead init`, start it again"));
+        return Err(Failure::new(Exit::Failed, message).next("`keystead status` says what to do"));
     }
     let custody = status.custody.unwrap_or_default();
     Ok(InitOutcome {

@@ -48,7 +48,7 @@ async fn crashed_custodian_is_replaced_while_requests_are_served() {
 #[tokio::test]
 async fn hung_custodian_is_replaced_while_requests_are_served() {
     let site = Site::initialized("");
-    let custody = site.token.custody("keystead").replace("timeout = \"2s\"", "timeout = \"500ms\"");
+    let custody = site.token.custody("keystead") + "timeout = \"2s\"\n";
     site.configure(&custody, "");
     let daemon = site.serve().await;
     let kms = daemon.kms().await;

@@ -85,7 +85,7 @@ impl Token {
     pub fn custody(&self, label: &str) -> String {
         let (name, configuration) = self.variable();
         format!(
-            "[custody]\ntoken_label = \"{label}\"\npin_file = \"{}\"\ntimeout = \"2s\"\nenvironment = {{ {name} = \"{}\" }}\n",
+            "[custody]\ntoken_label = \"{label}\"\npin_file = \"{}\"\nenvironment = {{ {name} = \"{}\" }}\n",
             self.pin_file().display(),
             configuration.display()
         )

@@ -295,7 +295,7 @@ async fn tpm_cleared_under_the_daemon_is_said_and_loaded_keys_are_served_on() {
 
 #[tokio::test]
 async fn slow_tpm_serves_the_active_generation_first_and_costs_no_call() {
-    const GENERATIONS: u64 = 20;
+    const GENERATIONS: u64 = 12;
     let tpm = TpmSite::initialized();
     let daemon = tpm.site.serve().await;
     let mut kms = daemon.kms().await;

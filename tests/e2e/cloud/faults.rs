@@ -6,7 +6,7 @@ use tonic::Code;
 
 use super::rig::{Cloud, CloudSite, Vendor};
 use crate::clients::kms_code;
-use crate::daemon::{Daemon, decrypt, encrypt};
+use crate::daemon::{Daemon, Finished, decrypt, encrypt};
 
 /// One fault and what it must lead to.
 struct Row {
@@ -314,6 +314,9 @@ async fn revocation_outlasts_restarts_without_the_cloud_and_ends_by_it_only() {
     for _ in 0..3 {
         let daemon = site.site.spawn(&[]);
         daemon.until("revoked", |status| status.availability == "revoked").await;
+        // Nobody is told to make another key.
+        let told = site.site.keystead(["init", "--no-recovery", "--if-needed"]).expect_failure(1);
+        assert!(told.contains("revoked") && !told.contains("keystead init"), "{told}");
         daemon.kill();
     }
     site.cloud.act("enable-key");
