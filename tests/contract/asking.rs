@@ -8,7 +8,7 @@ use keystead_core::{Kek, RootId, WrapContext, WrappedKek};
 
 use crate::support::custodian::Custody;
 
-/// Kind of the roots of the tokens under test: the same for all cases that run at a time.
+/// Kind of the roots of the token under test.
 static ROOT_KIND: AtomicU8 = AtomicU8::new(1);
 
 pub fn test_roots_of(kind: RootKind) {

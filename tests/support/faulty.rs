@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
 use super::rig::Rig;
 
 /// Puts the faulty module before the rig's own. `fault` is a name that faulty.c knows.
 pub fn with_fault(mut rig: Rig, fault: &str) -> Rig {
-    let real = std::mem::replace(&mut rig.module, module().to_owned());
+    let faulty = rig.folder.path().join("libfaulty.so");
+    build(&faulty);
+    let real = std::mem::replace(&mut rig.module, faulty);
     rig.environment.insert("FAULTY_MODULE".into(), real.display().to_string());
     rig.environment.insert("FAULTY_LOGINS".into(), login_log(&rig).display().to_string());
     rig.environment.insert("FAULTY_TRIGGER".into(), rig.folder.path().join("trigger").display().to_string());
@@ -30,24 +31,12 @@ fn login_log(rig: &Rig) -> PathBuf {
     rig.folder.path().join("logins")
 }
 
-fn module() -> &'static Path {
-    static MODULE: OnceLock<PathBuf> = OnceLock::new();
-    MODULE.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/faulty.c");
-        let module = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("libfaulty-{}.so", std::process::id()));
-        let status = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
-            .arg(&module)
-            .arg(&source)
-            .status()
-            .expect("cc cannot be run; install gcc");
-        assert!(status.success(), "{} does not compile", source.display());
-        module
-    })
-}
-
-/// Removes what [`module`] built.
-pub fn clean_up() {
-    let module = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("libfaulty-{}.so", std::process::id()));
-    let _ = std::fs::remove_file(module);
+fn build(module: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/faulty.c");
+    let status = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
+        .args([module, &source])
+        .status()
+        .expect("cc cannot be run; install gcc");
+    assert!(status.success(), "{} does not compile", source.display());
 }
