@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use keystead_wire::admin::v1::admin_client::AdminClient;
@@ -121,9 +122,20 @@ impl Site {
         copy
     }
 
-    /// Runs a command to its end.
+    /// Runs a command to its end, and ends it if it waits for ever.
     pub fn keystead<const N: usize>(&self, args: [&str; N]) -> Output {
-        self.command(args).output().expect("keystead runs")
+        let child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("keystead runs");
+        let pid = Pid::from_child(&child);
+        let (ended, end) = mpsc::channel::<()>();
+        let watch = std::thread::spawn(move || {
+            if end.recv_timeout(4 * DEADLINE) == Err(RecvTimeoutError::Timeout) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        });
+        let output = child.wait_with_output().expect("its output");
+        drop(ended);
+        watch.join().expect("the watch ends");
+        output
     }
 
     /// Rotates, whatever was rewritten.
