@@ -164,7 +164,8 @@ impl Trail {
         self.inner.requests.store(level >= Level::Requests, Ordering::Relaxed);
     }
 
-    /// Whether a request may be served now. Asked before it is; costs a load, where what is not recorded is refused a look at the clock besides.
+    /// Whether a request may be served now. Asked before it is; costs a load, and a look at the clock on a site that
+    /// refuses what is not recorded.
     ///
     /// # Errors
     /// What cannot be recorded is refused, by the site's choice.

@@ -192,3 +192,20 @@ async fn a_loop_of_refused_calls_is_two_lines_in_the_trail_and_in_the_log() {
     site.keystead(["audit", "verify"]).expect_success();
     assert!(daemon.stop().success());
 }
+
+/// What is recorded last is waited for on a disk that takes three seconds for it.
+#[tokio::test]
+async fn refusals_that_are_told_at_the_end_are_told_on_a_slow_disk_too() {
+    let site = Site::initialized("[kms]\ndrain_timeout = \"0s\"");
+    with_roles(&site, &format!("[roles]\nviewer = {{ uids = [{0}] }}\nauditor = {{ uids = [{0}] }}", own_uid()));
+    let mut daemon = site.spawn(&[("FAILPOINTS", &format!("{}=sleep(3000)", keystead::failpoint::AUDIT))]);
+    daemon.until_serving().await;
+    let mut admin = daemon.admin().await;
+    for _ in 0..3 {
+        assert!(admin.rotate(RotateRequest::default()).await.is_err());
+    }
+    drop(admin);
+    assert!(daemon.stop().success());
+    let trail = fs::read_to_string(site.path().join("store/audit/audit.log"));
+    assert!(trail.unwrap().contains("\"repeated\":2"));
+}
